@@ -1,0 +1,48 @@
+"""Exceptions the project raises on purpose, one class per kind of trouble.
+
+It must not know any other module; each message is written where the trouble is found.
+"""
+
+
+class CorepoolError(Exception):
+    """Base of every deliberate error.
+
+    The text is one clear line that names the thing at fault and says what to do about it,
+    so a command can print it as it stands, without a traceback.
+    """
+
+
+class ConfigError(CorepoolError):
+    """A setting or hardware configuration is missing, out of range or contradicts another one."""
+
+
+class ModelError(CorepoolError):
+    """An ONNX model is broken or uses something unsupported; the text lists every problem found."""
+
+
+class CalibrationError(ModelError):
+    """Quantisation ranges of a model cannot be derived from the calibration inputs given."""
+
+
+class PackageError(CorepoolError):
+    """A stored package is damaged, incomplete, or was written for another format or configuration."""
+
+
+class InputError(CorepoolError):
+    """Data handed in for a run has the wrong shape, type, range or file format."""
+
+
+class LinkError(CorepoolError):
+    """Stored code cannot be joined into programs for the cores and memory on offer."""
+
+
+class DeviceError(CorepoolError):
+    """A device refuses a request, is in the wrong state, or stopped answering."""
+
+
+class FaultError(DeviceError):
+    """A running core stopped on a fault: a bad instruction, an access outside its bounds, a deadlock."""
+
+
+class InstructionError(CorepoolError):
+    """An instruction cannot be encoded, decoded or parsed: unknown name, bad field or value out of range."""
