@@ -44,7 +44,7 @@ ONLY_IN = {
 
 
 class Ban(NamedTuple):
-    """Modules in and under `owner`, but not under `exempt`, import nothing under `banned` save what lies under `allowed`."""
+    """Modules under `owner`, save those under `exempt`, import nothing under `banned`, save what is under `allowed`."""
 
     owner: str
     banned: tuple[str, ...]
