@@ -48,7 +48,7 @@ format: $(STAMP) ## put the code into the common format
 	$(PY) -m ruff format $(CODE)
 
 docs: $(STAMP) ## write the generated documents anew
-	$(PY) -m corepool.isa.manual --write docs/isa.md
+	$(PY) -m corepool.isa.manual docs/isa.md
 
 bench: $(STAMP) ## measure; results go to bench/out as JSON
 	$(PY) bench/run.py

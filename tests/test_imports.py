@@ -175,7 +175,7 @@ PLANTED = {
     "upwards, by name": ("isa/fields.py", "import importlib\nimportlib.import_module('corepool.device')"),
     "siblings": ("compiler/package.py", "from corepool import device"),
     "zoo compiles": ("zoo/nets.py", "from corepool.compiler.static import graph"),
-    "unknown part": ("helpers/a.py", "import os"),
+    "unknown part": ("utilities/a.py", "import os"),
     "isa uses numpy": ("isa/encode.py", "import numpy as np"),
     "onnx in the dynamic stage": ("compiler/dynamic/link.py", "import onnx"),
     "onnx in the package": ("compiler/package.py", "from onnx import numpy_helper"),
@@ -233,7 +233,7 @@ import importlib, pkgutil, sys
 for name in sys.argv[1:]:
     root = importlib.import_module(name)
     for found in pkgutil.walk_packages(getattr(root, "__path__", []), name + "."):
-        if found.name not in ("corepool.device.rtl", "corepool.isa.__main__"):
+        if found.name != "corepool.device.rtl":
             importlib.import_module(found.name)
 print("\\n".join(sys.modules))
 """
