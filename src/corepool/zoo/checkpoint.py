@@ -23,7 +23,7 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _MAX_BYTES = 1 << 30  # a checkpoint larger than this is none that the zoo wants to read
 
-_STORAGE_TYPES = {
+_STORAGE_TYPES: dict[str, np.dtype[Any]] = {
     "FloatStorage": np.dtype("<f4"),
     "DoubleStorage": np.dtype("<f8"),
     "HalfStorage": np.dtype("<f2"),
@@ -75,7 +75,7 @@ class _View:
         view = np.lib.stride_tricks.as_strided(
             self.storage.values[self.offset :], self.shape, [s * size for s in self.strides], writeable=False
         )
-        return np.ascontiguousarray(view)
+        return view.copy()
 
 
 def _natural(value: object, what: str) -> int:
@@ -187,4 +187,6 @@ def read(path: Path) -> dict[str, npt.NDArray[Any]]:
         raise ModelError(f"checkpoint {path.name}: cannot be read: {error.strerror}") from error
     except Exception as error:  # a hostile pickle can provoke any of them
         text = str(error) or type(error).__name__
-        raise ModelError(f"checkpoint {path.name}: refused: {text}; install the package that it came with anew") from error
+        raise ModelError(
+            f"checkpoint {path.name}: refused: {text}; install the package that it came with anew"
+        ) from error

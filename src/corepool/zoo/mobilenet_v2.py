@@ -76,8 +76,8 @@ class _Writer:
         )
 
     def relu6(self, x: str, name: str) -> str:
-        low = self.graph.constant("relu6_low", np.float32(0).reshape(()))
-        high = self.graph.constant("relu6_high", np.float32(6).reshape(()))
+        low = self.graph.constant("relu6_low", np.array(0, np.float32))
+        high = self.graph.constant("relu6_high", np.array(6, np.float32))
         return self.graph.node("Clip", [x, low, high], name)
 
     def unit(self, x: str, prefix: str, *, kernel: int, stride: int = 1, groups: int = 1) -> str:

@@ -34,7 +34,7 @@ class GraphWriter:
         """Add an initialiser and return its name; a name that exists already is left as it is."""
         if name not in self._names:
             self._names.add(name)
-            self._initialisers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+            self._initialisers.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
 
     def node(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
