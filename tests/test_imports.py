@@ -21,11 +21,13 @@ LAYERS = (
     ("evaluation",),
     ("server", "fleet"),
     ("hypervisor",),
+    ("runtime",),
     ("compiler", "device", "zoo"),
     ("hardware",),
     ("numerics",),
     ("isa",),
     ("config",),
+    ("files",),
     ("errors",),
 )
 RANK = {part: row for row, parts in enumerate(LAYERS) for part in parts}
@@ -33,7 +35,7 @@ RANK = {part: row for row, parts in enumerate(LAYERS) for part in parts}
 # A library on the left is imported by the modules on the right (and what lies under them) and by no other.
 ONLY_IN = {
     "onnx": ("compiler.static", "zoo"),
-    "onnxruntime": ("compiler.static", "zoo", "evaluation"),
+    "onnxruntime": ("compiler.static", "zoo", "runtime.tail", "evaluation"),
     "amaranth": ("hardware", "device.rtl"),
     "ray": ("fleet",),
     "numba": ("numerics", "compiler", "device"),
@@ -58,7 +60,7 @@ BANS = (
     Ban("compiler", banned=("compiler.static",), exempt=("compiler.static",)),
 )
 
-STANDARD_LIBRARY_ONLY = ("isa", "config", "errors")
+STANDARD_LIBRARY_ONLY = ("isa", "config", "files", "errors")
 
 
 class Import(NamedTuple):

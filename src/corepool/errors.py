@@ -28,6 +28,10 @@ class PackageError(CorepoolError):
     """A stored package is damaged, incomplete, or was written for another format or configuration."""
 
 
+class ConfigMismatchError(PackageError):
+    """A package is sound but was made for another hardware configuration than the one at hand."""
+
+
 class InputError(CorepoolError):
     """Data handed in for a run has the wrong shape, type, range or file format."""
 
