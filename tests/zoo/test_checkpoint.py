@@ -170,3 +170,12 @@ def test_a_storage_of_impossible_size_takes_no_memory(tmp_path: Path) -> None:
     state = collections.OrderedDict(a=Tensor(Stored("0", 1 << 39), 0, (1 << 39,), (1,)))
     with pytest.raises(ModelError, match="12 elements"):
         checkpoint.read(write(tmp_path / "bad.pth", state, {"0": VALUES}))
+
+
+def test_a_huge_memo_index_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
+    path = tmp_path / "bad.pth"
+    path.write_bytes(
+        pickle.PROTO + b"\x02" + pickle.NONE + pickle.LONG_BINPUT + struct.pack("<I", 1 << 31) + pickle.STOP
+    )
+    with pytest.raises(ModelError, match="numbers more objects"):
+        checkpoint.read(path)

@@ -9,6 +9,7 @@ import collections
 import io
 import math
 import pickle
+import pickletools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from corepool.errors import ModelError
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
+_MAX_MEMO = 1 << 20  # the unpickler allocates as many slots as the largest memo index says
 _MAX_BYTES = 1 << 30  # a checkpoint larger than this is none that the zoo wants to read
 
 _STORAGE_TYPES: dict[str, np.dtype[Any]] = {
@@ -130,6 +132,15 @@ class _TensorUnpickler(pickle.Unpickler):
         return storage
 
 
+def _check_memo(file: BinaryIO) -> None:
+    """Refuse a pickle that would make the unpickler's table of known objects huge; the file's position is kept."""
+    start = file.tell()
+    for opcode, argument, _position in pickletools.genops(file):
+        if opcode.name.endswith("PUT") and isinstance(argument, int) and argument > _MAX_MEMO:
+            raise _Refused("it numbers more objects than tensors need")
+    file.seek(start)
+
+
 def _plain(file: BinaryIO) -> Any:
     """One pickle of plain values: numbers, strings, lists, dictionaries."""
 
@@ -137,6 +148,7 @@ def _plain(file: BinaryIO) -> Any:
         def find_class(self, module: str, name: str) -> Any:
             raise _Refused(f"it asks for {module}.{name} where only plain values belong")
 
+    _check_memo(file)
     return _PlainUnpickler(file).load()
 
 
@@ -163,6 +175,7 @@ def _parse(file: BinaryIO) -> dict[str, npt.NDArray[Any]]:
     system = _plain(file)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ValueError("it was not written on a little-endian machine")
+    _check_memo(file)
     unpickler = _TensorUnpickler(file)
     state = unpickler.load()
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, _View) for k, v in state.items()):

@@ -182,7 +182,7 @@ class QdqNetwork:
         np.multiply(rows, (np.float32(127) / peaks)[:, np.newaxis], out=rows)
         np.rint(rows, out=rows)
         scales = np.asarray(peaks * (factor / np.float32(127)), np.float32)
-        bias = (self._random.standard_normal(channels) * _BIAS_DEVIATION * gain).astype(np.float32)
+        bias = self._random.standard_normal((channels,), dtype=np.float32) * np.float32(_BIAS_DEVIATION * gain)
         bias_scales = np.asarray(x.scale * scales, np.float32)
         weight_name = self._dequantise(f"{name}.weight", weight.astype(np.int8), scales)
         bias_name = self._dequantise(f"{name}.bias", np.rint(bias / bias_scales).astype(np.int32), bias_scales)
