@@ -50,7 +50,7 @@ class Stored:
 
 class Tensor:
     def __init__(self, stored: Stored, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
-        self.args = (stored, offset, shape, strides, False, collections.OrderedDict())
+        self.args: tuple[Any, ...] = (stored, offset, shape, strides, False, collections.OrderedDict())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild_tensor_v2, self.args
