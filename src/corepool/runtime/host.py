@@ -57,7 +57,7 @@ class HostPort:
 
     @classmethod
     def from_meta(cls, meta: Mapping[str, Any], block: int) -> HostPort:
-        """A port as a package describes it; ``block`` is the machine's channel block. Raises PackageError if unsound."""
+        """A port as a package describes it; ``block`` is the machine's channel block. Raises PackageError."""
         try:
             port = cls(
                 name=str(meta["name"]),
