@@ -1,0 +1,258 @@
+"""Reads a quantised ONNX model node by node and builds the layer graph, listing everything that it cannot compile.
+
+It must not know files or float models: it is handed a checked model that is quantised already.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from corepool.compiler.static.frontend import ops_elementwise, ops_linear, ops_pool, ops_quant, ops_shape, tail
+from corepool.compiler.static.frontend.context import Context, Node, Unsupported
+from corepool.compiler.static.frontend.fold import FOLDABLE, evaluate
+from corepool.compiler.static.frontend.values import Bad, Codes, Const, Pointwise, QuantConst, RawCodes, RawInput, Value
+from corepool.compiler.static.frontend.views import ViewError, input_form
+from corepool.compiler.static.graph import Graph, HostNode, Port
+from corepool.errors import ModelError
+
+Handler = Callable[[Context, Node], Value]
+
+HANDLERS: Mapping[str, Handler] = {
+    "QuantizeLinear": ops_quant.quantize_linear,
+    "DequantizeLinear": ops_quant.dequantize_linear,
+    "Conv": ops_linear.conv,
+    "Gemm": ops_linear.gemm,
+    "MatMul": ops_linear.matmul,
+    "BatchNormalization": ops_linear.batch_normalization,
+    "MaxPool": ops_pool.max_pool,
+    "GlobalMaxPool": ops_pool.global_max_pool,
+    "AveragePool": ops_pool.average_pool,
+    "GlobalAveragePool": ops_pool.global_average_pool,
+    "ReduceMean": ops_pool.reduce_mean,
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div"), ops_elementwise.binary),
+    **dict.fromkeys(ops_elementwise.UNARY, ops_elementwise.unary),
+    "Clip": ops_elementwise.clip,
+    "Concat": ops_shape.concat,
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"), ops_shape.view),
+    "Pad": ops_shape.pad,
+    "Shape": ops_shape.shape,
+    **dict.fromkeys(("Identity", "Dropout"), ops_shape.identity),
+}
+
+SUPPORTED = sorted({*HANDLERS, *tail.STARTS})
+
+
+def read_nodes(graph: onnx.GraphProto) -> list[Node]:
+    """The graph's nodes in plain form; nodes without a name are called after operator and position."""
+    nodes = []
+    for index, proto in enumerate(graph.node):
+        attributes = {}
+        for attribute in proto.attribute:
+            value = onnx.helper.get_attribute_value(attribute)
+            attributes[attribute.name] = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        name = proto.name or f"{proto.op_type}#{index}"
+        nodes.append(Node(name, proto.op_type, tuple(proto.input), tuple(proto.output), attributes))
+    return nodes
+
+
+def in_order(nodes: list[Node], known: set[str]) -> list[Node]:
+    """Nodes sorted so that each stands after what it reads; ModelError on missing inputs and on cycles."""
+    maker = {name: i for i, node in enumerate(nodes) for name in node.outputs if name}
+    missing = [
+        (node, name) for node in nodes for name in node.inputs if name and name not in maker and name not in known
+    ]
+    if missing:
+        node, name = missing[0]
+        raise ModelError(f"node '{node.name}' ({node.op}) reads '{name}', which nothing in the model makes")
+    needs = [{maker[name] for name in node.inputs if name in maker and name not in known} for node in nodes]
+    readers: list[list[int]] = [[] for _ in nodes]
+    for i, sources in enumerate(needs):
+        for source in sources:
+            readers[source].append(i)
+    waiting = [len(sources) for sources in needs]
+    ready = deque(i for i, count in enumerate(waiting) if not count)
+    result = []
+    while ready:
+        i = ready.popleft()
+        result.append(i)
+        for reader in readers[i]:
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                ready.append(reader)
+    if len(result) < len(nodes):
+        stuck = next(node for i, node in enumerate(nodes) if waiting[i])
+        raise ModelError(f"the graph has a cycle through node '{stuck.name}' ({stuck.op})")
+    if sorted(result) == list(range(len(nodes))) and all(max(s, default=-1) < i for i, s in enumerate(needs)):
+        return nodes  # the file's own order is fine: keep it
+    return [nodes[i] for i in result]
+
+
+class Builder:
+    """One import. ``build`` returns the layer graph or raises ModelError with all problems."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.proto = model.graph
+        opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
+        graph = Graph(model.graph.name or "model", {}, [], [], [])
+        self.context = Context(graph, opset)
+        self.problems: list[str] = []
+        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.input_names = [v.name for v in model.graph.input if v.name not in self.constants]
+        self.nodes = in_order(read_nodes(model.graph), {*self.constants, *self.input_names})
+        self.model = model
+
+    def build(self) -> Graph:
+        ctx = self.context
+        self._read_inputs()
+        host = tail.find(self.nodes, self.problems)
+        on_host = {node.name for node in host}
+        for node in self.nodes:
+            if node.name not in on_host:
+                self._lower(node)
+        graph = ctx.graph
+        if not self.problems:
+            self._outputs(host)
+        if self.problems:
+            raise ModelError("; ".join(self.problems))
+        order = {name: i for i, name in enumerate(self.input_names)}
+        graph.inputs.sort(key=lambda port: order[port.name])
+        self._name_layers()
+        return graph
+
+    def _name_layers(self) -> None:
+        """Makes layer names unique: a node may have become several layers."""
+        seen: set[str] = set()
+        for i, layer in enumerate(self.context.graph.layers):
+            name, count = layer.name, 0
+            while name in seen:
+                count += 1
+                name = f"{layer.name}.{count}"
+            seen.add(name)
+            self.context.graph.layers[i] = replace(layer, name=name)
+
+    def _read_inputs(self) -> None:
+        ctx = self.context
+        for value in self.proto.input:
+            if value.name in self.constants:
+                continue
+            shape = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
+            try:
+                form = input_form(shape, self._channels_last(value.name))
+            except ViewError as error:
+                self.problems.append(f"graph input '{value.name}' of shape {list(shape)}: {error}")
+                ctx.values[value.name] = Bad()
+                continue
+            ctx.input_forms[value.name] = form
+            kind = value.type.tensor_type.elem_type
+            if kind == onnx.TensorProto.FLOAT:
+                ctx.values[value.name] = RawInput(value.name, form)
+            elif kind in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8):
+                ctx.values[value.name] = RawCodes(
+                    value.name, form, "int8" if kind == onnx.TensorProto.INT8 else "uint8"
+                )
+            else:
+                name = onnx.TensorProto.DataType.Name(kind)
+                self.problems.append(f"graph input '{value.name}' is {name}; supported are FLOAT, INT8, UINT8")
+                ctx.values[value.name] = Bad()
+
+    def _channels_last(self, name: str) -> bool:
+        """Whether an input is [1, H, W, C]: its first real reader is the transpose to [1, C, H, W]."""
+        followed = {name}
+        for node in self.nodes:
+            if node.inputs and node.inputs[0] in followed:
+                if node.op in ("QuantizeLinear", "DequantizeLinear", "Identity"):
+                    followed.add(node.outputs[0])
+                elif node.op == "Transpose":
+                    return list(node.get("perm", [])) in ([0, 3, 1, 2], [0, 2, 1])
+        return False
+
+    def _load(self, node: Node) -> bool:
+        """Makes the node's constants available; False if an input is the result of a node with a problem."""
+        for name in node.inputs:
+            if name and name not in self.context.values:
+                array = numpy_helper.to_array(self.constants[name])
+                if array.dtype.kind == "f" and not np.isfinite(array).all():
+                    raise Unsupported(f"its constant '{name}' holds NaN or infinity")
+                self.context.values[name] = Const(array)
+        return not any(isinstance(self.context.values[name], Bad) for name in node.inputs if name)
+
+    def _lower(self, node: Node) -> None:
+        ctx = self.context
+        made: Value = Bad()
+        try:
+            if self._load(node):
+                made = self._handle(node)
+        except Unsupported as error:
+            self.problems.append(f"node '{node.name}' ({node.op}): {error}")
+        except (ValueError, KeyError, IndexError, TypeError, OverflowError, ArithmeticError) as error:
+            reason = str(error) if isinstance(error, ViewError) else f"malformed: {error}"
+            self.problems.append(f"node '{node.name}' ({node.op}): {reason}")
+        for name in node.outputs:
+            if name:
+                ctx.values[name] = made
+
+    def _handle(self, node: Node) -> Value:
+        ctx = self.context
+        constant = all(isinstance(ctx.values[name], Const) for name in node.inputs if name)
+        if constant and node.op in FOLDABLE:
+            ctx.note(node, "folded into a constant")
+            return Const(evaluate(node, [ctx.values[n] for n in node.inputs if n], ctx.opset))  # type: ignore[misc]
+        handler = HANDLERS.get(node.op)
+        if handler is None:
+            raise Unsupported(f"operator not supported; supported are {', '.join(SUPPORTED)}")
+        return handler(ctx, node)
+
+    def _outputs(self, host: list[Node]) -> None:
+        """Ports for the graph's outputs and for what the host's part reads."""
+        ctx, graph = self.context, self.context.graph
+        made_by_host = {name for node in host for name in node.outputs}
+        wanted = [v.name for v in self.proto.output if v.name not in made_by_host]
+        edges = [n for node in host for n in node.inputs if n and n not in made_by_host and n not in self.constants]
+        for name in dict.fromkeys([*wanted, *edges]):
+            value = ctx.values.get(name)
+            if value is None:
+                self.problems.append(f"graph output '{name}' is made by no node")
+            elif isinstance(value, (Const, QuantConst)):
+                if name in wanted:
+                    self.problems.append(f"graph output '{name}' is a constant")
+            else:
+                try:
+                    graph.outputs.append(self._port(name, value))
+                except ValueError as error:
+                    self.problems.append(f"output '{name}': {error}")
+        if host:
+            graph.tail = tail.model(self.model, host, graph.outputs, ctx.values)
+            graph.tail_outputs = tuple(v.name for v in self.proto.output if v.name in made_by_host)
+            for node in host:
+                graph.host_nodes.append(HostNode(node.name, node.op, tail.reason(node)))
+
+    def _port(self, name: str, value: Value) -> Port:
+        ctx = self.context
+        if isinstance(value, (RawInput, RawCodes)):
+            raise Unsupported("it is a graph input")
+        if isinstance(value, Codes):
+            tensor, form, kind = value.tensor, value.form, value.dtype
+        else:
+            try:
+                plain = ctx.plain(value, name)
+            except Unsupported:
+                raise Unsupported("it must pass QuantizeLinear and DequantizeLinear first: it has no scale") from None
+            tensor, form, kind = self._own(plain, name), plain.form, "float32"
+        if any(port.tensor == tensor for port in ctx.graph.inputs):
+            t = ctx.graph.tensors[tensor]
+            tensor = ctx.copy(tensor, ctx.tensor(f"{name}:copy", t.shape, t.scale, t.zero_point), ())
+        return Port(name, tensor, form.shape, form.axes, kind)
+
+    def _own(self, value: Pointwise, name: str) -> str:
+        """A tensor whose own scale is the value's (they differ if Q and DQ name different scales)."""
+        ctx = self.context
+        assert value.affine is not None
+        if ctx.affine(value.tensor) == value.affine:
+            return value.tensor
+        return ctx.copy(value.tensor, ctx.tensor(name, value.form.dims, *value.affine), value.nodes)

@@ -1,0 +1,98 @@
+"""Evaluates nodes whose inputs are all constant, within bounds on the size of what they make.
+
+It must not know quantised values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from corepool.compiler.static.frontend.context import Node, Unsupported
+from corepool.compiler.static.frontend.values import Const
+
+SIZE_LIMIT = 1 << 28  # bytes of one folded constant
+
+FOLDABLE = frozenset(
+    {
+        *("Add", "Sub", "Mul", "Div", "Neg", "Abs", "Sqrt", "Reciprocal", "Pow", "Floor", "Ceil", "Min", "Max", "Exp"),
+        *("Cast", "Concat", "Constant", "ConstantOfShape", "Equal", "Expand", "Flatten", "Gather", "Identity", "Mod"),
+        *("Range", "ReduceProd", "Reshape", "Shape", "Size", "Slice", "Squeeze", "Transpose", "Unsqueeze", "Where"),
+        *("Less", "Greater", "And", "Or", "Not"),
+    }
+)
+
+
+def evaluate(node: Node, inputs: Sequence[Const], opset: int) -> npt.NDArray[Any]:
+    """The node's only output; Unsupported if it is too large, has several outputs or cannot be computed."""
+    if node.op == "Constant":
+        return _constant(node)
+    arrays = [value.array for value in inputs]
+    _refuse_large(node, arrays)
+    names = [f"i{i}" if name else "" for i, name in enumerate(node.inputs)]
+    given = [name for name in names if name]
+    attributes = dict(node.attributes)
+    proto = helper.make_node(node.op, names, ["o"], **attributes)
+    graph = helper.make_graph(
+        [proto],
+        "fold",
+        [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in zip(given, arrays, strict=True)],
+        [helper.make_empty_tensor_value_info("o")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    try:
+        with np.errstate(all="ignore"):
+            result = ReferenceEvaluator(model).run(None, dict(zip(given, arrays, strict=True)))[0]
+    except Exception as error:  # whatever the evaluator meets, the node is at fault
+        raise Unsupported(f"its constant value cannot be computed: {error}") from None
+    return np.asarray(result)
+
+
+def _constant(node: Node) -> npt.NDArray[Any]:
+    for name, value in node.attributes.items():
+        if isinstance(value, TensorProto) and name == "value":
+            if value.data_location == TensorProto.EXTERNAL:
+                raise Unsupported("its value lies in another file")
+            return numpy_helper.to_array(value)
+        if name in ("value_float", "value_floats"):
+            return np.array(value, dtype=np.float32)
+        if name in ("value_int", "value_ints"):
+            return np.array(value, dtype=np.int64)
+    raise Unsupported("supported are tensors, floats and integers")
+
+
+def _refuse_large(node: Node, arrays: list[npt.NDArray[Any]]) -> None:
+    """Operators that can make much out of little are checked before they run."""
+    size = 0
+    if node.op == "ConstantOfShape":
+        size = math.prod(int(v) for v in arrays[0].reshape(-1)) * 8
+    elif node.op == "Expand":
+        size = math.prod(int(v) for v in arrays[1].reshape(-1)) * max(arrays[0].size, 1) * 8
+    elif node.op == "Range":
+        start, limit, delta = (float(a.reshape(())) for a in arrays)
+        size = int(abs((limit - start) / delta)) * 8 if delta else SIZE_LIMIT + 1
+    elif node.op not in (
+        "Identity",
+        "Reshape",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Cast",
+        "Shape",
+        "Size",
+    ):
+        shapes = [a.shape for a in arrays]
+        if node.op not in ("Concat", "Gather", "Slice"):
+            try:
+                size = math.prod(np.broadcast_shapes(*shapes)) * 8 if shapes else 0
+            except ValueError:
+                size = 0  # the evaluator will say what is wrong
+    if size > SIZE_LIMIT:
+        raise Unsupported(f"its constant value of {size >> 20} MiB is too large")
