@@ -1,4 +1,8 @@
-"""Dynamic stage: turns a stored package into programs for a given set of cores.
+"""The dynamic compiler: packages and a number of cores to instruction streams.
 
-It must not know ONNX nor anything of the static stage but the package it wrote.
+It must not import the static compiler or onnx.
 """
+
+from corepool.compiler.dynamic.link import Linked, link
+
+__all__ = ["Linked", "link"]

@@ -1,0 +1,351 @@
+"""The dynamic compiler: a model package and some cores become one instruction stream for each core, in well under a millisecond.
+
+It must not know ONNX or the static compiler. It deals packages, drops loads that neighbours share, assigns buffers and tokens, chooses
+the banks that each result is written to, and puts SYNCs between layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from corepool.compiler.dynamic.deal import deal
+from corepool.compiler.model import ModelPackage
+from corepool.compiler.tables import (
+    CONSUMER_COLUMNS,
+    IFP_COLUMNS,
+    LAYER_COLUMNS,
+    MAX_CORES,
+    STEP_COLUMNS,
+    TILING_COLUMNS,
+)
+from corepool.config import HardwareConfig
+from corepool.errors import LinkError
+from corepool.isa.table import INSTRUCTION_BYTES, Opcode, Target, field_of
+
+Int32Array = npt.NDArray[np.int32]
+IntArray = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
+
+(FIRST, WEIGHTS, FEATURES, OPERANDS, COMPUTES, SAVES, WEIGHT_KEY, FEATURE_KEY) = range(len(STEP_COLUMNS))
+(
+    FIRST_STEP, STEPS, LATENCY, OUT_ROW, OUT_ROW_END, OUT_BLOCK, OUT_BLOCK_END, IN_ROW, IN_ROW_END, IN_BLOCK, IN_BLOCK_END,
+    OPERAND_ROW, OPERAND_ROW_END, OPERAND_BLOCK, OPERAND_BLOCK_END,
+) = range(len(IFP_COLUMNS))  # fmt: skip
+(FIRST_TILING, TILINGS, RESULT_BUFFERS, IS_OUTPUT, FIRST_CONSUMER, CONSUMERS) = range(len(LAYER_COLUMNS))
+(CONSUMER, AS_OPERAND) = range(len(CONSUMER_COLUMNS))
+(FIRST_IFP, IFPS) = range(len(TILING_COLUMNS))
+
+# Where the linker patches instructions: 64-bit word and shift, from the field table.
+_WAIT_PREV, _WAIT_NEXT, _RAISE_PREV, _RAISE_NEXT = (
+    np.uint64(1 << field_of(Opcode.CONV, name).shift) for name in ("wait_prev", "wait_next", "raise_prev", "raise_next")
+)
+_LOCAL = np.uint64(field_of(Opcode.LOAD, "local").shift)
+_FEATURE = np.uint64(field_of(Opcode.CONV, "feature").shift)
+_WEIGHT = np.uint64(field_of(Opcode.CONV, "weight").shift)
+_RESULT = np.uint64(field_of(Opcode.CONV, "result").shift)
+_PARAMETER = np.uint64(field_of(Opcode.CONV, "parameter").shift)
+_LUT_SLOT = np.uint64(field_of(Opcode.CONV, "lut_slot").shift)
+_OPERAND = np.uint64(field_of(Opcode.ADD, "operand").shift)
+_BANKS = np.uint64(field_of(Opcode.SAVE, "banks").shift)
+_BANKS_CLEAR = np.uint64(((1 << 64) - 1) ^ (0xFF << field_of(Opcode.SAVE, "banks").shift))
+_TARGET = np.uint64(field_of(Opcode.LOAD, "target").shift)
+_SYNC_LAYER = np.uint64(field_of(Opcode.SYNC, "layer").shift)
+_SYNC_CORES = np.uint64(field_of(Opcode.SYNC, "cores").shift)
+_SYNC, _END = np.uint64(int(Opcode.SYNC)), np.uint64(int(Opcode.END))
+_ADD, _MUL = np.uint64(int(Opcode.ADD)), np.uint64(int(Opcode.MUL))
+_T_WEIGHT, _T_PARAMETER = np.uint64(int(Target.WEIGHT)), np.uint64(int(Target.PARAMETER))
+_HAS_WEIGHTS = (np.uint64(int(Opcode.CONV)), np.uint64(int(Opcode.DWCONV)))
+
+
+@dataclass(frozen=True)
+class Linked:
+    """One stream for each core, in the order of ``cores``; ``instructions`` [n, 4] holds them all one after the other.
+
+    ``layer_starts`` [cores, layers - first_layer]: number of the first instruction of each layer within its core's stream.
+    ``dealt`` [layers, cores + 1]: which packages of the layer's tiling each core got.
+    """
+
+    cores: tuple[int, ...]
+    instructions: Words
+    bounds: IntArray
+    layer_starts: Int32Array
+    dealt: IntArray
+
+    @property
+    def streams(self) -> list[npt.NDArray[np.uint8]]:
+        """Bytes of each core's stream (views)."""
+        raw = self.instructions.view(np.uint8).reshape(-1)
+        cuts = self.bounds * INSTRUCTION_BYTES
+        return [raw[cuts[i] : cuts[i + 1]] for i in range(len(self.cores))]
+
+    @property
+    def instruction_count(self) -> int:
+        return int(self.bounds[-1])
+
+    @property
+    def stream_bytes(self) -> int:
+        return self.instruction_count * INSTRUCTION_BYTES
+
+
+@numba.njit(cache=True, nogil=True)
+def _overlaps(ifps: Int32Array, p: int, box: IntArray) -> bool:
+    """Whether a package's result meets a region (rows, rows end, blocks, blocks end)."""
+    return (
+        ifps[p, OUT_ROW] < box[1]
+        and box[0] < ifps[p, OUT_ROW_END]
+        and ifps[p, OUT_BLOCK] < box[3]
+        and box[2] < ifps[p, OUT_BLOCK_END]
+    )
+
+
+@numba.njit(cache=True, nogil=True)
+def _deal_all(
+    layers: Int32Array, choice: Int32Array, tilings: Int32Array, ifps: Int32Array, first_layer: int, cores: int, dealt: IntArray, boxes: IntArray
+) -> int:  # fmt: skip
+    """Deal every layer and find the region that each core reads: ``boxes`` [layers, 2, cores, 4]. Returns an upper bound of instructions."""
+    latency = np.empty(len(ifps), np.int64)
+    packages = 0
+    for layer in range(first_layer, len(layers)):
+        tiling = layers[layer, FIRST_TILING] + choice[layer, cores - 1]
+        begin = tilings[tiling, FIRST_IFP]
+        end = begin + tilings[tiling, IFPS]
+        packages += end - begin
+        for p in range(begin, end):
+            latency[p] = ifps[p, LATENCY]
+        deal(latency, begin, end, cores, dealt[layer])
+        for core in range(cores):
+            for operand in range(2):
+                box = boxes[layer, operand, core]
+                box[0], box[1], box[2], box[3] = 1 << 30, 0, 1 << 30, 0
+                base = OPERAND_ROW if operand else IN_ROW
+                for p in range(dealt[layer, core], dealt[layer, core + 1]):
+                    box[0] = min(box[0], ifps[p, base])
+                    box[1] = max(box[1], ifps[p, base + 1])
+                    box[2] = min(box[2], ifps[p, base + 2])
+                    box[3] = max(box[3], ifps[p, base + 3])
+    return packages
+
+
+@numba.njit(cache=True, nogil=True)
+def _bank_mask(
+    p: int, layer: int, layers: Int32Array, consumers: Int32Array, ifps: Int32Array, boxes: IntArray, bank_of: IntArray
+) -> int:
+    """The banks of the cores that read a package's result, and the home bank for what the host reads."""
+    mask = 0
+    if layers[layer, IS_OUTPUT]:
+        mask |= 1 << bank_of[0]
+    first = layers[layer, FIRST_CONSUMER]
+    for c in range(first, first + layers[layer, CONSUMERS]):
+        regions = boxes[consumers[c, CONSUMER], consumers[c, AS_OPERAND]]
+        for core in range(len(bank_of)):
+            bit = 1 << bank_of[core]
+            if not mask & bit and _overlaps(ifps, p, regions[core]):
+                mask |= bit
+    if mask == 0:  # nobody reads it, but a SAVE must write somewhere
+        mask = 1 << bank_of[0]
+    return mask
+
+
+@numba.njit(cache=True, nogil=True)
+def _copy_load(
+    code: Words, source: int, out: Words, at: int, weight_buffer: int, feature_buffer: int, result_buffer: int, halves: IntArray, result_size: int
+) -> None:  # fmt: skip
+    """Copy a load and move it into its buffer: ``halves`` = size of a buffer of features, weights, parameters, (results), LUT."""
+    for w in range(4):
+        out[at, w] = code[source, w]
+    target = (code[source, 0] >> _TARGET) & np.uint64(7)
+    t = np.int64(target)
+    if t == 0:
+        shift = feature_buffer * halves[0]
+    elif t == 3:
+        shift = result_buffer * result_size
+    else:
+        shift = weight_buffer * halves[t]
+    out[at, 2] += np.uint64(shift) << _LOCAL
+
+
+@numba.njit(cache=True, nogil=True)
+def _copy_compute(
+    code: Words, source: int, out: Words, at: int, weight_buffer: int, feature_buffer: int, result_buffer: int, halves: IntArray, result_size: int
+) -> None:  # fmt: skip
+    """Copy a compute instruction and point it at the buffers of its step."""
+    for w in range(4):
+        out[at, w] = code[source, w]
+    opcode = code[source, 0] & np.uint64(15)
+    out[at, 3] += np.uint64(feature_buffer * halves[0]) << _FEATURE
+    out[at, 3] += np.uint64(result_buffer * result_size) << _RESULT
+    out[at, 2] += np.uint64(weight_buffer * halves[2]) << _PARAMETER
+    if opcode == _HAS_WEIGHTS[0] or opcode == _HAS_WEIGHTS[1]:
+        out[at, 3] += np.uint64(weight_buffer * halves[1]) << _WEIGHT
+    if opcode == _ADD or opcode == _MUL:
+        out[at, 1] += np.uint64(result_buffer * result_size) << _OPERAND
+    out[at, 0] |= np.uint64(weight_buffer) << _LUT_SLOT
+
+
+@numba.njit(cache=True, nogil=True)
+def _emit_core(
+    core: int, first_layer: int, layers: Int32Array, tilings: Int32Array, ifps: Int32Array, steps: Int32Array, code: Words,
+    consumers: Int32Array, dealt: IntArray, boxes: IntArray, bank_of: IntArray, halves: IntArray, result_words: int, sync_cores: int,
+    out: Words, at: int, starts: Int32Array,
+) -> int:  # fmt: skip
+    """Write one core's stream from ``out[at]`` on; returns the place behind it."""
+    begin_of_stream = at
+    weight_buffer, feature_buffer = 1, 1
+    weight_key, feature_key = -1, -1
+    hoisted = False  # weights of the layer's first step were loaded before the SYNC
+    last_layer = len(layers) - 1
+    for layer in range(first_layer, len(layers)):
+        starts[layer - first_layer] = at - begin_of_stream
+        begin, end = dealt[layer, core], dealt[layer, core + 1]
+        buffers = layers[layer, RESULT_BUFFERS]
+        result_size = result_words // buffers
+        save_count = 0
+        for p in range(begin, end):
+            for s in range(ifps[p, FIRST_STEP], ifps[p, FIRST_STEP] + ifps[p, STEPS]):
+                if steps[s, SAVES]:
+                    save_count += 1
+        k, saved = 0, 0
+        compute1, compute2 = -1, -1  # last compute instructions of the steps one and two back, in this layer
+        feature_key = -1  # features never survive a SYNC
+        if not hoisted:
+            weight_key = -1
+        for p in range(begin, end):
+            mask = _bank_mask(p, layer, layers, consumers, ifps, boxes, bank_of)
+            for s in range(ifps[p, FIRST_STEP], ifps[p, FIRST_STEP] + ifps[p, STEPS]):
+                source = steps[s, FIRST]
+                loads = 0
+                first_load = at
+                count = steps[s, WEIGHTS]
+                if count and steps[s, WEIGHT_KEY] != weight_key:
+                    weight_buffer ^= 1
+                    weight_key = steps[s, WEIGHT_KEY]
+                    for i in range(count):
+                        _copy_load(code, source + i, out, at, weight_buffer, 0, 0, halves, result_size)
+                        at += 1
+                    loads += count
+                source += count
+                count = steps[s, FEATURES]
+                if count and steps[s, FEATURE_KEY] != feature_key:
+                    feature_buffer ^= 1
+                    feature_key = steps[s, FEATURE_KEY]
+                    for i in range(count):
+                        _copy_load(code, source + i, out, at, 0, feature_buffer, 0, halves, result_size)
+                        at += 1
+                    loads += count
+                source += count
+                result_buffer = saved % buffers
+                for i in range(steps[s, OPERANDS]):
+                    _copy_load(code, source + i, out, at, 0, 0, result_buffer, halves, result_size)
+                    at += 1
+                    loads += 1
+                source += steps[s, OPERANDS]
+                if loads and compute2 >= 0:
+                    out[first_load, 0] |= _WAIT_NEXT
+                    out[compute2, 0] |= _RAISE_PREV
+                if loads:
+                    out[at - 1, 0] |= _RAISE_NEXT
+                first_compute = at
+                for i in range(steps[s, COMPUTES]):
+                    _copy_compute(code, source + i, out, at, weight_buffer, feature_buffer, result_buffer, halves, result_size)
+                    at += 1
+                source += steps[s, COMPUTES]
+                if loads or (k == 0 and hoisted):
+                    out[first_compute, 0] |= _WAIT_PREV
+                compute2 = compute1
+                compute1 = at - 1
+                if steps[s, SAVES]:
+                    out[compute1, 0] |= _RAISE_NEXT
+                    if saved >= 2:
+                        out[first_compute, 0] |= _WAIT_NEXT
+                    first_save = at
+                    for i in range(steps[s, SAVES]):
+                        for w in range(4):
+                            out[at, w] = code[source + i, w]
+                        out[at, 2] += np.uint64(result_buffer * result_size) << _LOCAL
+                        out[at, 0] = (out[at, 0] & _BANKS_CLEAR) | (np.uint64(mask) << _BANKS)
+                        at += 1
+                    out[first_save, 0] |= _WAIT_PREV
+                    if saved + 2 < save_count:
+                        out[at - 1, 0] |= _RAISE_PREV
+                    saved += 1
+                k += 1
+        if layer == last_layer:
+            out[at, 0], out[at, 1], out[at, 2], out[at, 3] = _END, 0, 0, 0
+            at += 1
+            break
+        # Weights do not depend on this layer: the next layer's first ones are fetched before the SYNC.
+        hoisted = False
+        next_begin = dealt[layer + 1, core]
+        if dealt[layer + 1, core + 1] > next_begin:
+            s = ifps[next_begin, FIRST_STEP]
+            count = steps[s, WEIGHTS]
+            if count:
+                weight_buffer ^= 1
+                weight_key = steps[s, WEIGHT_KEY]
+                if compute2 >= 0:
+                    out[compute2, 0] |= _RAISE_PREV
+                for i in range(count):
+                    _copy_load(code, steps[s, FIRST] + i, out, at, weight_buffer, 0, 0, halves, 1)
+                    if i == 0 and compute2 >= 0:
+                        out[at, 0] |= _WAIT_NEXT
+                    at += 1
+                hoisted = True
+                if steps[s, FEATURES] == 0 and steps[s, OPERANDS] == 0:
+                    out[at - 1, 0] |= _RAISE_NEXT
+        out[at, 1], out[at, 2], out[at, 3] = 0, 0, 0
+        out[at, 0] = _SYNC | (np.uint64(layer) << _SYNC_LAYER) | (np.uint64(sync_cores) << _SYNC_CORES)
+        at += 1
+    return at
+
+
+@numba.njit(cache=True, nogil=True)
+def _link(
+    layers: Int32Array, choice: Int32Array, tilings: Int32Array, ifps: Int32Array, steps: Int32Array, code: Words, consumers: Int32Array,
+    first_layer: int, bank_of: IntArray, halves: IntArray, result_words: int, sync_cores: int, out: Words, bounds: IntArray,
+    starts: Int32Array, dealt: IntArray, boxes: IntArray,
+) -> None:  # fmt: skip
+    cores = len(bank_of)
+    _deal_all(layers, choice, tilings, ifps, first_layer, cores, dealt, boxes)
+    at = 0
+    for core in range(cores):
+        bounds[core] = at
+        at = _emit_core(
+            core, first_layer, layers, tilings, ifps, steps, code, consumers, dealt, boxes, bank_of, halves, result_words, sync_cores,
+            out, at, starts[core],
+        )  # fmt: skip
+    bounds[cores] = at
+
+
+def link(package: ModelPackage, cores: Sequence[int], config: HardwareConfig, first_layer: int = 0) -> Linked:
+    """Deal a model's packages to ``cores`` (numbers of the device's cores) and make one stream for each.
+
+    ``first_layer`` begins in the middle, for a lease that stopped after layer ``first_layer - 1``. Raises LinkError for a number of cores
+    outside 1 .. 16, repeated or unknown cores, or a layer that does not exist.
+    """
+    count = len(cores)
+    if not 1 <= count <= MAX_CORES:
+        raise LinkError(f"a model runs on 1 to {MAX_CORES} cores, not {count}")
+    if len(set(cores)) != count or min(cores) < 0 or max(cores) >= config.cores:
+        raise LinkError(f"cores {list(cores)} are not {count} different cores of 0..{config.cores - 1}")
+    layers = package.layers
+    if not 0 <= first_layer < len(layers):
+        raise LinkError(f"layer {first_layer} is not one of 0..{len(layers) - 1}")
+    bank_of = np.array([config.bank_of(core) for core in cores], np.int64)
+    halves = np.array(
+        [config.feature_lines // 2, config.weight_words // 2, config.parameter_words // 2, 0, 1], np.int64
+    )  # indexed by Target
+    left = len(layers) - first_layer
+    out = np.empty((int(package.stream_bound[count - 1]), 4), np.uint64)
+    bounds, starts = np.empty(count + 1, np.int64), np.empty((count, left), np.int32)
+    dealt, boxes = np.zeros((len(layers), count + 1), np.int64), np.empty((len(layers), 2, count, 4), np.int64)
+    sync_cores = sum(1 << core for core in cores)
+    _link(
+        layers, package.choice, package.tilings, package.ifps, package.steps, package.code, package.consumers, first_layer, bank_of,
+        halves, config.result_words, sync_cores, out, bounds, starts, dealt, boxes,
+    )  # fmt: skip
+    return Linked(tuple(cores), out[: bounds[-1]], bounds, starts, dealt)

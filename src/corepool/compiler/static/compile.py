@@ -1,0 +1,207 @@
+"""The static compiler from end to end: layer graph to model package.
+
+It must not know ONNX (the frontend does) or how many cores a tenant will get.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from corepool.compiler.model import ModelPackage
+from corepool.compiler.static import codegen
+from corepool.compiler.static.graph import Graph, Port
+from corepool.compiler.static.latency import predict
+from corepool.compiler.static.lower import Operation, lower, normalise
+from corepool.compiler.static.memory import align, place_constants, place_maps
+from corepool.compiler.static.tiling import MAX_CORES, Options, Tiling, best_shape, tilings
+from corepool.config import HardwareConfig
+from corepool.errors import ModelError
+from corepool.isa.table import ISA_VERSION, Shape
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass
+class Compiled:
+    """A model package, the graph that it came from and what compiling took."""
+
+    package: ModelPackage
+    graph: Graph
+    config: HardwareConfig
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        self.package.save(path, self.config)
+
+
+@dataclass
+class _Layer:
+    """What tiling and code generation made of one operation."""
+
+    operation: Operation
+    shape: Shape
+    tilings: list[Tiling]
+    choice: list[int]
+    code: list[codegen.Code]
+
+
+def compile_graph(
+    graph: Graph, config: HardwareConfig, progress: Progress | None = None, options: Options | None = None
+) -> Compiled:
+    """Compile a layer graph for a machine. ``progress`` is told what is done and the share of the work behind it (0..1).
+
+    Raises ModelError for what does not fit the machine.
+    """
+    started = time.perf_counter()
+    tell = progress or (lambda what, share: None)
+    options = options or Options()
+    if not graph.layers:
+        raise ModelError(f"{graph.name}: the network has no layer for the device")
+    graph = normalise(graph, config)
+    tell("lowering", 0.0)
+    operations = lower(graph, config)
+    weights, constants = place_constants(operations)
+    maps, end = place_maps(graph, operations, align(len(weights)), config)
+    layers = []
+    for number, operation in enumerate(operations):
+        tell(operation.name, 0.05 + 0.85 * number / len(operations))
+        where = _addresses(graph, operation, maps, config)
+        where.constants = constants[number]
+        shape = best_shape(operation, config, options)
+        kept, choice = tilings(operation, config, shape)
+        code = [codegen.generate(operation, tiling, shape, where, config) for tiling in kept]
+        layers.append(_Layer(operation, shape, kept, choice, code))
+    tell("package", 0.9)
+    package = _package(graph, layers, weights, maps, align(end, 4096), config)
+    tell("latency table", 0.95)
+    package.meta["predicted_cycles"] = [predict(package, n, config) for n in range(1, MAX_CORES + 1)]
+    package.check(graph.name)
+    tell("done", 1.0)
+    report = {"compile_graph_s": time.perf_counter() - started}
+    return Compiled(package, graph, config, report)
+
+
+def _addresses(
+    graph: Graph, operation: Operation, maps: dict[str, int], config: HardwareConfig
+) -> codegen.Addresses:
+    def block(tensor: str) -> int:
+        return graph.storage(tensor)[1] // config.channels
+
+    operand = operation.operand
+    return codegen.Addresses(
+        input=maps[operation.input],
+        output=maps[operation.output],
+        operand=0 if operand is None else maps[operand],
+        constants=None,  # type: ignore[arg-type]  # set by the caller
+        input_block=block(operation.input),
+        output_block=block(operation.output),
+        operand_block=0 if operand is None else block(operand),
+    )
+
+
+def _package(
+    graph: Graph, layers: list[_Layer], weights: np.ndarray[Any, Any], maps: dict[str, int], end: int, config: HardwareConfig
+) -> ModelPackage:
+    """Join the code of all layers into the tables of a package."""
+    layer_rows, tiling_rows, ifps, steps, code = [], [], [], [], []
+    ifp_count = step_count = code_count = 0
+    consumers = _consumers(graph, layers)
+    consumer_rows: list[tuple[int, int]] = []
+    outputs = {graph.storage(port.tensor)[0] for port in graph.outputs}
+    for layer in layers:
+        root = graph.storage(layer.operation.output)[0]
+        buffers = 4 if layer.operation.operand is not None else 2
+        readers = consumers[root]
+        layer_rows.append(
+            (len(tiling_rows), len(layer.tilings), buffers, int(root in outputs), len(consumer_rows), len(readers))
+        )
+        consumer_rows += readers
+        for part in layer.code:
+            tiling_rows.append((ifp_count, len(part.packages)))
+            part.packages[:, 0] += step_count
+            part.steps[:, 0] += code_count
+            ifps.append(part.packages)
+            steps.append(part.steps)
+            code.append(part.instructions)
+            ifp_count += len(part.packages)
+            step_count += len(part.steps)
+            code_count += len(part.instructions)
+    return ModelPackage(
+        meta=_meta(graph, layers, len(weights), maps, end, config),
+        weights=weights,
+        code=np.concatenate(code),
+        layers=np.array(layer_rows, np.int32),
+        choice=np.array([layer.choice for layer in layers], np.int32),
+        tilings=np.array(tiling_rows, np.int32),
+        ifps=np.concatenate(ifps),
+        steps=np.concatenate(steps),
+        consumers=np.array(consumer_rows, np.int32).reshape(-1, 2),
+        tail=graph.tail,
+    )
+
+
+def _consumers(graph: Graph, layers: list[_Layer]) -> dict[str, list[tuple[int, int]]]:
+    """For each storage the layers that read it, as input (0) or operand (1)."""
+    readers: dict[str, list[tuple[int, int]]] = {}
+    for number, layer in enumerate(layers):
+        readers.setdefault(graph.storage(layer.operation.output)[0], [])
+        for as_operand, name in enumerate((layer.operation.input, layer.operation.operand)):
+            if name is not None:
+                readers.setdefault(graph.storage(name)[0], []).append((number, as_operand))
+    return readers
+
+
+def _meta(
+    graph: Graph, layers: list[_Layer], weight_bytes: int, maps: dict[str, int], end: int, config: HardwareConfig
+) -> dict[str, Any]:
+    return {
+        "model": graph.name,
+        "config": config.name,
+        "isa_version": ISA_VERSION,
+        "macs": sum(graph.macs(layer.operation.layer) for layer in layers),
+        "window": {"weights_bytes": weight_bytes, "streams_offset": end, "window_bytes": end},
+        "inputs": [_port(graph, port, maps) for port in graph.inputs],
+        "outputs": [_port(graph, port, maps) for port in graph.outputs],
+        "tail_outputs": list(graph.tail_outputs),
+        "host_nodes": [asdict(node) for node in graph.host_nodes],
+        "removed": dict(graph.removed),
+        "layers": [_layer_meta(graph, layer) for layer in layers],
+        "predicted_cycles": [],
+    }
+
+
+def _layer_meta(graph: Graph, layer: _Layer) -> dict[str, Any]:
+    operation = layer.operation
+    return {
+        "name": operation.name,
+        "kind": operation.opcode.name,
+        "origin": list(operation.layer.origin),
+        "output": list(graph.tensors[operation.output].shape),
+        "macs": graph.macs(operation.layer),
+        "shape": layer.shape.name.lower(),
+        "tilings": [str(tiling) for tiling in layer.tilings],
+        "choice": list(layer.choice),
+    }
+
+
+def _port(graph: Graph, port: Port, maps: dict[str, int]) -> dict[str, Any]:
+    tensor = graph.tensors[port.tensor]
+    return {
+        "name": port.name,
+        "shape": list(port.shape),
+        "axes": [list(axes) for axes in port.axes],
+        "dtype": port.dtype,
+        "scale": float(tensor.scale),
+        "zero_point": int(tensor.zero_point),
+        "offset": maps[port.tensor],
+        "channels": tensor.channels,
+        "height": tensor.height,
+        "width": tensor.width,
+        "fold": None if tensor.fold is None else asdict(tensor.fold),
+    }

@@ -1,0 +1,94 @@
+"""Places in the lease's window: constants first, then feature maps by lifetime, then the instruction streams.
+
+It must not know tilings or instructions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from corepool.compiler.static.graph import Graph
+from corepool.compiler.static.lower import Operation
+from corepool.config import HardwareConfig
+
+ALIGNMENT = 64
+
+
+def align(value: int, alignment: int = ALIGNMENT) -> int:
+    return -(-value // alignment) * alignment
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Offsets in the window of one operation's constants; -1 where it has none."""
+
+    weights: int
+    parameters: int
+    constants: int
+    lut: int
+
+
+def place_constants(operations: list[Operation]) -> tuple[npt.NDArray[np.uint8], list[Constants]]:
+    """All constants as one block of bytes (window offset 0) and where each operation's are."""
+    places, sizes, position = [], [], 0
+    for operation in operations:
+        offsets = []
+        for data in (operation.weights, operation.parameters, operation.constants, operation.lut):
+            offsets.append(-1 if data is None else position)
+            if data is not None:
+                sizes.append((position, data))
+                position = align(position + data.nbytes)
+        places.append(Constants(*offsets))
+    block = np.zeros(position, np.uint8)
+    for offset, data in sizes:
+        block[offset : offset + data.nbytes] = data.reshape(-1)
+    return block, places
+
+
+def place_maps(graph: Graph, operations: list[Operation], begin: int, config: HardwareConfig) -> tuple[dict[str, int], int]:
+    """Window offset of every tensor (slices included), and the end of the last map.
+
+    Maps whose lifetimes overlap never share bytes; a layer's output never shares with its inputs.
+    """
+    life: dict[str, list[int]] = {}
+
+    def touch(tensor: str, when: int) -> None:
+        root, _ = graph.storage(tensor)
+        span = life.setdefault(root, [when, when])
+        span[0], span[1] = min(span[0], when), max(span[1], when)
+
+    for port in graph.inputs:
+        touch(port.tensor, -1)
+    for number, operation in enumerate(operations):
+        touch(operation.output, number)
+        for name in (operation.input, operation.operand):
+            if name is not None:
+                touch(name, number)
+    for port in graph.outputs:
+        touch(port.tensor, len(operations))
+    sizes = {name: _map_bytes(graph, name, config) for name in life}
+    roots: dict[str, int] = {}
+    for name in sorted(life, key=lambda n: (-sizes[n], life[n][0], n)):
+        position = begin
+        others = sorted((roots[o], roots[o] + sizes[o]) for o in roots if life[o][0] <= life[name][1] and life[name][0] <= life[o][1])
+        for low, high in others:
+            if position + sizes[name] <= low:
+                break
+            position = max(position, high)
+        roots[name] = position
+    end = max((roots[name] + sizes[name] for name in roots), default=begin)
+    offsets = {}
+    for name, tensor in graph.tensors.items():
+        root, channel = graph.storage(name)
+        if root in roots:
+            plane = tensor.height * tensor.width * config.word_bytes
+            offsets[name] = roots[root] + channel // config.channels * plane
+    return offsets, end
+
+
+def _map_bytes(graph: Graph, name: str, config: HardwareConfig) -> int:
+    tensor = graph.tensors[name]
+    return align(-(-tensor.channels // config.channels) * tensor.height * tensor.width * config.word_bytes)

@@ -1,0 +1,185 @@
+"""The search for tilings: prices every grid of a layer for every number of cores with a pipeline model, in compiled code.
+
+It must not know instructions. Sizes come as plain integer arrays, so that thousands of grids are priced in milliseconds.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from corepool.compiler.dynamic.deal import deal
+
+IntArray = npt.NDArray[np.int64]
+
+# Places in the geometry array of a layer.
+GEOMETRY = (
+    "in_blocks", "in_h", "in_w", "out_blocks", "out_h", "out_w", "kernel_h", "kernel_w", "stride_y", "stride_x", "dilation_y", "dilation_x",
+    "pad_top", "pad_left", "unit_h", "unit_w", "steps", "words", "has_parameters", "has_operand", "depthwise", "elementwise", "row_skip", "segments",
+)  # fmt: skip
+(IB, IH, IW, OB, OH, OW, KH, KW, SY, SX, DY, DX, PT, PL, UH, UW, STEPS, WORDS, PARAMS, OPERAND, DEPTH, ELEMENT, SKIP, SEGMENTS) = range(24)
+
+# Places in the machine array.
+MACHINE = (
+    "pixels", "word_bytes", "feature_lines", "weight_words", "parameter_words", "result_words", "line_bytes", "line_cycles_x16", "read_latency",
+    "latency", "feature_banks", "weight_word_bytes", "sync", "cores_per_bank",
+)  # fmt: skip
+(P, WB, FL, WW, PW, RW, LINE, LC16, RL, LAT, FB, WWB, SYNC, CPB) = range(14)
+
+
+@numba.njit(cache=True, nogil=True)
+def _lines(runs: int, run_bytes: int, line: int, word: int) -> int:
+    """DDR lines of ``runs`` runs of bytes at unknown alignment, on average."""
+    return runs * (run_bytes - word + line) // line
+
+
+@numba.njit(cache=True, nogil=True)
+def _input_span(first: int, count: int, stride: int, dilation: int, kernel: int, pad: int, size: int) -> int:
+    """Input rows (or columns) that ``count`` output rows from ``first`` read, inside the map."""
+    low = first * stride - pad
+    high = (first + count - 1) * stride - pad + (kernel - 1) * dilation + 1
+    return max(1, min(high, size) - max(low, 0))
+
+
+@numba.njit(cache=True, nogil=True)
+def tile_costs(
+    g: IntArray, m: IntArray, y: int, h: int, x: int, w: int, b: int
+) -> tuple[int, int, int, int, int]:
+    """Feature lines, operand lines, compute cycles, result lines and result words of one tile; feature lines of -1 if it does not fit."""
+    rows = h if g[SKIP] else _input_span(y, h, g[SY], g[DY], g[KH], g[PT], g[IH])
+    cols = _input_span(x, w, g[SX], g[DX], g[KW], g[PL], g[IW])
+    in_blocks = b if g[DEPTH] else g[IB]
+    if rows * -(-cols // m[FB]) * in_blocks > m[FL] // 2:
+        return -1, 0, 0, 0, 0
+    words = b * h * w
+    if words + b > m[RW] // (4 if g[OPERAND] else 2):
+        return -1, 0, 0, 0, 0
+    if cols == g[IW] and not g[SKIP]:
+        runs, size = (1, in_blocks * rows * cols) if rows == g[IH] else (in_blocks, rows * cols)
+    else:
+        runs, size = in_blocks * rows, cols
+    features = _lines(runs, size * m[WB], m[LINE], m[WB])
+    if w == g[OW]:
+        runs, size = (1, words) if h == g[OH] else (b, h * w)
+    else:
+        runs, size = b * h, w
+    results = _lines(runs, size * m[WB], m[LINE], m[WB])
+    operands = results if g[OPERAND] else 0
+    if g[ELEMENT]:
+        compute = words
+    elif g[DEPTH]:
+        span = (min(m[P], w) - 1) * g[SX] + (g[KW] - 1) * g[DX] + 1
+        compute = b * h * -(-w // m[P]) * max(g[KH] * -(-span // m[FB]), m[P])
+    else:
+        compute = b * -(-h // g[UH]) * -(-w // g[UW]) * max(g[STEPS], m[P])
+    return features, operands, compute + m[P] + m[LAT], results, words
+
+
+@numba.njit(cache=True, nogil=True)
+def package_latency(compute: int, lines: int, m: IntArray) -> int:
+    """What a package counts for when packages are dealt: the longer of computing and moving its own lines."""
+    return max(compute, lines * m[LC16] // 16)
+
+
+@numba.njit(cache=True, nogil=True)
+def price(g: IntArray, m: IntArray, gh: int, gw: int, gb: int, weights_outer: bool, out: IntArray) -> int:
+    """Predicted cycles of the layer on 1 .. len(out) cores under a grid of gh x gw x gb tiles, into ``out``; returns the number of tiles.
+
+    -1 if a tile does not fit the machine's memories.
+    """
+    units_h, units_w = -(-g[OH] // g[UH]), -(-g[OW] // g[UW])
+    count = gh * gw * gb
+    features, operands = np.empty(count, np.int64), np.empty(count, np.int64)
+    compute, results = np.empty(count, np.int64), np.empty(count, np.int64)
+    pushed, weights, latency = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.int64)
+    spatial, channel = np.empty(count, np.int64), np.empty(count, np.int64)
+    for iy in range(gh):
+        y = iy * units_h // gh * g[UH]
+        h = min((iy + 1) * units_h // gh * g[UH], g[OH]) - y
+        for ix in range(gw):
+            x = ix * units_w // gw * g[UW]
+            w = min((ix + 1) * units_w // gw * g[UW], g[OW]) - x
+            last_b = -1
+            f, o, c, r, p = 0, 0, 0, 0, 0
+            for ib in range(gb):
+                b = (ib + 1) * g[OB] // gb - ib * g[OB] // gb
+                if b != last_b:
+                    if b * g[WORDS] > m[WW] // 2 or b + 1 > m[PW] // 2:
+                        return -1
+                    f, o, c, r, p = tile_costs(g, m, y, h, x, w, b)
+                    last_b = b
+                if f < 0:
+                    return -1
+                place = iy * gw + ix
+                index = ib * gh * gw + place if weights_outer else place * gb + ib
+                features[index], operands[index], compute[index], results[index], pushed[index] = f, o, c, r, p
+                weights[index] = b * g[WORDS] * m[WWB] // m[LINE] + (b + 1 if g[PARAMS] else 0)
+                spatial[index], channel[index] = place, ib
+                own = r + o + (f if weights_outer or gb == 1 or g[DEPTH] else 0) + (weights[index] if not weights_outer else 0)
+                latency[index] = package_latency(c, own, m)
+    bounds = np.empty(len(out) + 1, np.int64)
+    for n in range(1, len(out) + 1):
+        deal(latency, 0, count, n, bounds)
+        banks = -(-n // m[CPB])
+        copies16 = 16 + (banks - 1) * 8  # results go to half of the other banks
+        worst = 0
+        for core in range(n):
+            worst = max(
+                worst,
+                _run(g, m, bounds[core], bounds[core + 1], copies16, features, operands, compute, results, pushed, weights, spatial, channel),
+            )
+        out[n - 1] = worst + m[SYNC]
+    return count
+
+
+@numba.njit(cache=True, nogil=True)
+def _run(
+    g: IntArray, m: IntArray, begin: int, end: int, copies16: int, features: IntArray, operands: IntArray, compute: IntArray,
+    results: IntArray, pushed: IntArray, weights: IntArray, spatial: IntArray, channel: IntArray,
+) -> int:  # fmt: skip
+    """Cycles of one core for its run of packages: load, compute and save overlap with two buffers each."""
+    slot, before, before2, saved, saved2 = 0, 0, 0, 0, 0
+    for i in range(begin, end):
+        first = i == begin
+        lines = operands[i]
+        if first or spatial[i] != spatial[i - 1] or g[DEPTH]:
+            lines += features[i]
+        if channel[i] != channel[i - 1] or first:
+            lines += weights[i] // 2 if first else weights[i]
+        ready = 0
+        if lines:
+            slot = max(slot, before2) + lines * m[LC16] // 16
+            ready = slot + m[RL]
+        start = max(ready, before, saved2)
+        before2 = before
+        before = start + compute[i]
+        saved2 = saved
+        saved = max(saved, before) + pushed[i]
+        slot += results[i] * m[LC16] // 16 * copies16 // 16
+    if end == begin:
+        return 0
+    return max(saved, slot) + m[RL]
+
+
+@numba.njit(cache=True, nogil=True)
+def search(
+    g: IntArray, m: IntArray, heights: IntArray, widths: IntArray, blocks: IntArray, limit: int, cores: int
+) -> tuple[IntArray, IntArray]:
+    """Grids [k, 4] (height, width, channel parts, weights outer) that fit and have at most ``limit`` tiles, and their prices [k, cores]."""
+    most = len(heights) * len(widths) * len(blocks) * 2
+    grids, prices = np.empty((most, 4), np.int64), np.empty((most, cores), np.int64)
+    count = 0
+    for gh in heights:
+        for gw in widths:
+            for gb in blocks:
+                if gh * gw * gb > limit:
+                    continue
+                for outer in range(2):
+                    if outer and (gh * gw == 1 or gb == 1 or g[DEPTH]):
+                        continue
+                    if price(g, m, gh, gw, gb, outer == 1, prices[count]) < 0:
+                        break
+                    grids[count, 0], grids[count, 1], grids[count, 2], grids[count, 3] = gh, gw, gb, outer
+                    count += 1
+    return grids[:count], prices[:count]

@@ -1,0 +1,240 @@
+"""Tilings: how a layer's output map is cut into tiles, and which cuts serve which number of cores best.
+
+It must not know instructions or addresses. A tile becomes an instruction frame package in code generation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from corepool.compiler.static import search
+from corepool.compiler.static.lower import Operation
+from corepool.config import HardwareConfig
+from corepool.isa.table import Opcode, Shape
+
+MAX_CORES = 16
+MAX_TILES = 320  # of one layer: 20 for each of 16 cores
+MAX_KEPT = 6  # tilings of a layer that go into the package
+TOLERANCE = 1.004  # a tiling may be dropped if others cost at most 0.4% more
+
+
+@dataclass(frozen=True)
+class Options:
+    """Switches of the tiling search, for studies; the defaults are the best known."""
+
+    pixel_shapes: bool = True
+    flatten: bool = True
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Cuts of the output map (rows, columns, blocks; first is 0, last the size) and the order of tiles.
+
+    ``weights_outer``: all tiles of one block range follow each other (their weights stay), else all of one place (its input stays).
+    """
+
+    rows: tuple[int, ...]
+    cols: tuple[int, ...]
+    blocks: tuple[int, ...]
+    weights_outer: bool
+
+    @property
+    def count(self) -> int:
+        return (len(self.rows) - 1) * (len(self.cols) - 1) * (len(self.blocks) - 1)
+
+    def __str__(self) -> str:
+        grid = f"{len(self.rows) - 1}h x {len(self.cols) - 1}w x {len(self.blocks) - 1}c"
+        return grid + (" weights first" if self.weights_outer else "")
+
+
+def shape_size(shape: Shape, pixels: int) -> tuple[int, int]:
+    """Rows and columns of the output pixels that one step of the array works on."""
+    if shape is Shape.ROW:
+        return 1, pixels
+    if shape is Shape.COLUMN:
+        return pixels, 1
+    rows = 1 << ((pixels.bit_length() - 1) // 2)
+    return rows, pixels // rows
+
+
+@cache
+def conflict(shape: Shape, pixels: int, stride: tuple[int, int]) -> int:
+    """Cycles that one tap takes: the most pixels of a step that lie in one bank of the feature memory."""
+    rows, cols = shape_size(shape, pixels)
+    factor = max(1, pixels - 1)
+    hits = [0] * (2 * pixels)
+    for y in range(rows):
+        for x in range(cols):
+            hits[(x * stride[1] + factor * y * stride[0]) % (2 * pixels)] += 1
+    return max(hits)
+
+
+def best_shape(operation: Operation, config: HardwareConfig, options: Options = Options()) -> Shape:
+    """The arrangement of pixels that needs the fewest cycles for the whole map; rows if it does not matter."""
+    if operation.opcode is not Opcode.CONV or not options.pixel_shapes or operation.accumulates:
+        return Shape.ROW
+    _, height, width = operation.out_size
+
+    def cost(shape: Shape) -> tuple[int, int]:
+        rows, cols = shape_size(shape, config.pixels)
+        cycles = max(_taps(operation) * conflict(shape, config.pixels, chip_stride(operation)), config.pixels)
+        return -(-height // rows) * -(-width // cols) * cycles, int(shape)
+
+    return min(Shape, key=cost)
+
+
+def _taps(operation: Operation) -> int:
+    width = max((s.inp[1] - s.inp[0] for s in operation.segments), default=1)
+    return operation.kernel[0] * operation.kernel[1] * width
+
+
+def array_steps(operation: Operation, config: HardwareConfig, shape: Shape) -> int:
+    """Cycles in which the array multiplies for this operation on one core in one piece, without drain, fill or memory effects."""
+    if operation.opcode is not Opcode.CONV:
+        return 0
+    rows, cols = shape_size(shape, config.pixels)
+    groups = -(-operation.out_size[1] // rows) * -(-operation.out_size[2] // cols)
+    blocks = sum((s.out[1] - s.out[0]) * (s.inp[1] - s.inp[0]) for s in operation.segments)
+    return groups * blocks * operation.kernel[0] * operation.kernel[1] * conflict(shape, config.pixels, chip_stride(operation))
+
+
+def _balanced(size: int, unit: int, parts: int) -> tuple[int, ...]:
+    units = -(-size // unit)
+    return tuple(min(i * units // parts * unit, size) for i in range(parts + 1))
+
+
+def _counts(units: int, small: int = 16) -> list[int]:
+    """Numbers of parts worth trying for so many units: all up to 16, then what gives parts of 1, 2, 3 ... units."""
+    values = set(range(1, min(units, small) + 1)) | {-(-units // size) for size in range(1, 9)}
+    return sorted(values)
+
+
+def geometry(operation: Operation, config: HardwareConfig, shape: Shape) -> npt.NDArray[np.int64]:
+    """The operation as the array that the search reads (places: ``search.GEOMETRY``)."""
+    unit_h, unit_w = (1, config.pixels) if operation.opcode is not Opcode.CONV else shape_size(shape, config.pixels)
+    segments = len(operation.segments)
+    inp = operation.segments[0].inp if segments else (0, operation.in_size[0])
+    values = {
+        "in_blocks": inp[1] - inp[0],
+        "in_h": operation.in_size[1],
+        "in_w": operation.in_size[2],
+        "out_blocks": operation.out_size[0],
+        "out_h": operation.out_size[1],
+        "out_w": operation.out_size[2],
+        "kernel_h": operation.kernel[0],
+        "kernel_w": operation.kernel[1],
+        "stride_y": operation.stride[0],
+        "stride_x": operation.stride[1],
+        "dilation_y": operation.dilation[0],
+        "dilation_x": operation.dilation[1],
+        "pad_top": operation.padding[0],
+        "pad_left": operation.padding[1],
+        "unit_h": unit_h,
+        "unit_w": unit_w,
+        "steps": _taps(operation) * (conflict(shape, config.pixels, chip_stride(operation)) if segments else 1),
+        "words": operation.words,
+        "has_parameters": int(operation.parameters is not None),
+        "has_operand": int(operation.operand is not None),
+        "depthwise": int(operation.depthwise),
+        "elementwise": int(operation.opcode in (Opcode.ADD, Opcode.MUL)),
+        "row_skip": int(row_skip(operation)),
+        "segments": segments,
+    }
+    return np.array([values[name] for name in search.GEOMETRY], np.int64)
+
+
+def row_skip(operation: Operation) -> bool:
+    """Whether a load may leave out the input rows that no output row reads."""
+    inside = (operation.out_size[1] - 1) * operation.stride[0] < operation.in_size[1]
+    return operation.kernel[0] == 1 and operation.stride[0] > 1 and operation.padding[0] == 0 and inside
+
+
+def chip_stride(operation: Operation) -> tuple[int, int]:
+    """Rows and columns between the inputs of neighbouring outputs in the feature memory, once loads have left rows out."""
+    return (1 if row_skip(operation) else operation.stride[0]), operation.stride[1]
+
+
+@cache
+def machine(config: HardwareConfig) -> npt.NDArray[np.int64]:
+    """The configuration as the array that the search reads (places: ``search.MACHINE``)."""
+    values = {
+        "pixels": config.pixels,
+        "word_bytes": config.word_bytes,
+        "feature_lines": config.feature_lines,
+        "weight_words": config.weight_words,
+        "parameter_words": config.parameter_words,
+        "result_words": config.result_words,
+        "line_bytes": config.ddr.line_bytes,
+        "line_cycles_x16": 16 * config.cores_per_bank * config.ddr.period_rounds // config.ddr.active_rounds,
+        "read_latency": config.ddr.read_latency,
+        "latency": config.compute_latency,
+        "feature_banks": config.feature_banks,
+        "weight_word_bytes": config.weight_word_bytes,
+        "sync": config.sync_cycles + config.ddr.write_latency,
+        "cores_per_bank": config.cores_per_bank,
+    }
+    return np.array([values[name] for name in search.MACHINE], np.int64)
+
+
+def tilings(operation: Operation, config: HardwareConfig, shape: Shape, cores: int = MAX_CORES) -> tuple[list[Tiling], list[int]]:
+    """The tilings of an operation that the package keeps, and for 1 .. cores cores the number of the one to use."""
+    if operation.accumulates:
+        return [_accumulating(operation, config)], [0] * cores
+    unit_h, unit_w = (1, config.pixels) if operation.opcode is not Opcode.CONV else shape_size(shape, config.pixels)
+    blocks, height, width = operation.out_size
+    grouped = len(operation.segments) > 1
+    block_counts = [blocks] if grouped else _counts(blocks)
+    heights, widths = _counts(-(-height // unit_h)), _counts(-(-width // unit_w), 16 if operation.flat else 4)
+    limit = max(MAX_TILES, blocks if grouped else 0)
+    grids, prices = _search(operation, config, shape, heights, widths, block_counts, limit, cores)
+    if not len(grids):  # very large maps: any number of tiles that fits
+        every = [_all_counts(-(-height // unit_h)), _all_counts(-(-width // unit_w)), block_counts[-1:] if grouped else _all_counts(blocks)]
+        grids, prices = _search(operation, config, shape, *every, 1 << 16, cores)
+    kept, choice = _keep(prices)
+    cuts = tuple(sorted({0, *(s.out[1] for s in operation.segments)})) if grouped else ()
+    return [_tiling(operation, grids[k], (unit_h, unit_w), cuts) for k in kept], choice
+
+
+def _all_counts(units: int) -> list[int]:
+    return sorted({1 << i for i in range(units.bit_length())} | {units})
+
+
+def _search(
+    operation: Operation, config: HardwareConfig, shape: Shape, heights: list[int], widths: list[int], blocks: list[int], limit: int, cores: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:  # fmt: skip
+    arrays = (np.array(values, np.int64) for values in (heights, widths, blocks))
+    return search.search(geometry(operation, config, shape), machine(config), *arrays, limit, cores)
+
+
+def _keep(prices: npt.NDArray[np.int64]) -> tuple[list[int], list[int]]:
+    """A few rows of ``prices`` [k, cores] that are nearly as good as all of them, and the best of these for each number of cores."""
+    best = prices.min(axis=0)
+    kept: list[int] = []
+    current = np.full(prices.shape[1], np.iinfo(np.int64).max // 2)
+    while len(kept) < MAX_KEPT and np.any(current > best * TOLERANCE):
+        loss = (np.minimum(prices, current) / best).sum(axis=1)
+        pick = int(np.argmin(loss))
+        kept.append(pick)
+        current = np.minimum(current, prices[pick])
+    choice = prices[kept].argmin(axis=0)
+    return kept, [int(c) for c in choice]
+
+
+def _tiling(operation: Operation, grid: npt.NDArray[np.int64], unit: tuple[int, int], segment_cuts: tuple[int, ...]) -> Tiling:
+    gh, gw, gb, outer = (int(v) for v in grid)
+    blocks, height, width = operation.out_size
+    rows = set(_balanced(height, unit[0], gh)) | set(operation.row_cuts)
+    cols = set(_balanced(width, unit[1], gw)) | set(operation.col_cuts)
+    parts = set(_balanced(blocks, 1, gb)) | set(segment_cuts)
+    return Tiling(tuple(sorted(rows)), tuple(sorted(cols)), tuple(sorted(parts)), bool(outer))
+
+
+def _accumulating(operation: Operation, config: HardwareConfig) -> Tiling:
+    """One output group a tile, since only one can be accumulated over several instructions."""
+    blocks, height, width = operation.out_size
+    cols = set(range(0, width, config.pixels)) | {width} | set(operation.col_cuts)
+    return Tiling(tuple(range(height + 1)), tuple(sorted(cols)), tuple(range(blocks + 1)), False)

@@ -1,0 +1,27 @@
+"""The columns of the package's tables: what the static compiler writes and the linker reads.
+
+It must not know how either works. All tables are int32.
+"""
+
+from __future__ import annotations
+
+# A step is what shares one set of on-chip buffers: loads, then compute instructions, then saves; its instructions follow each other
+# in the order of these counts. Steps that follow each other on a core with equal keys share their weights or features.
+STEP_COLUMNS = (
+    "first_instruction", "weight_loads", "feature_loads", "operand_loads", "computes", "saves", "weight_key", "feature_key",
+)  # fmt: skip
+
+# An instruction frame package (IFP): one tile of one layer. Regions are half-open, rows of the true map and blocks of the storage.
+IFP_COLUMNS = (
+    "first_step", "steps", "latency", "out_row", "out_row_end", "out_block", "out_block_end", "in_row", "in_row_end", "in_block",
+    "in_block_end", "operand_row", "operand_row_end", "operand_block", "operand_block_end",
+)  # fmt: skip
+
+# A layer: its tilings, into how many buffers it divides the result memory, and the layers that read its result.
+LAYER_COLUMNS = ("first_tiling", "tilings", "result_buffers", "is_output", "first_consumer", "consumers")
+
+CONSUMER_COLUMNS = ("layer", "as_operand")
+
+TILING_COLUMNS = ("first_ifp", "ifps")
+
+MAX_CORES = 16  # columns of the choice table: the tiling of each layer for 1 .. 16 cores
