@@ -5,7 +5,6 @@ It must not know files or float models: it is handed a checked model that is qua
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -16,6 +15,7 @@ from onnx import numpy_helper
 from corepool.compiler.static.frontend import ops_elementwise, ops_linear, ops_pool, ops_quant, ops_shape, tail
 from corepool.compiler.static.frontend.context import Context, Node, Unsupported
 from corepool.compiler.static.frontend.fold import FOLDABLE, evaluate
+from corepool.compiler.static.frontend.nodes import in_order, read_nodes
 from corepool.compiler.static.frontend.values import Bad, Codes, Const, Pointwise, QuantConst, RawCodes, RawInput, Value
 from corepool.compiler.static.frontend.views import ViewError, input_form
 from corepool.compiler.static.graph import Graph, HostNode, Port
@@ -48,51 +48,6 @@ HANDLERS: Mapping[str, Handler] = {
 SUPPORTED = sorted({*HANDLERS, *tail.STARTS})
 
 
-def read_nodes(graph: onnx.GraphProto) -> list[Node]:
-    """The graph's nodes in plain form; nodes without a name are called after operator and position."""
-    nodes = []
-    for index, proto in enumerate(graph.node):
-        attributes = {}
-        for attribute in proto.attribute:
-            value = onnx.helper.get_attribute_value(attribute)
-            attributes[attribute.name] = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-        name = proto.name or f"{proto.op_type}#{index}"
-        nodes.append(Node(name, proto.op_type, tuple(proto.input), tuple(proto.output), attributes))
-    return nodes
-
-
-def in_order(nodes: list[Node], known: set[str]) -> list[Node]:
-    """Nodes sorted so that each stands after what it reads; ModelError on missing inputs and on cycles."""
-    maker = {name: i for i, node in enumerate(nodes) for name in node.outputs if name}
-    missing = [
-        (node, name) for node in nodes for name in node.inputs if name and name not in maker and name not in known
-    ]
-    if missing:
-        node, name = missing[0]
-        raise ModelError(f"node '{node.name}' ({node.op}) reads '{name}', which nothing in the model makes")
-    needs = [{maker[name] for name in node.inputs if name in maker and name not in known} for node in nodes]
-    readers: list[list[int]] = [[] for _ in nodes]
-    for i, sources in enumerate(needs):
-        for source in sources:
-            readers[source].append(i)
-    waiting = [len(sources) for sources in needs]
-    ready = deque(i for i, count in enumerate(waiting) if not count)
-    result = []
-    while ready:
-        i = ready.popleft()
-        result.append(i)
-        for reader in readers[i]:
-            waiting[reader] -= 1
-            if not waiting[reader]:
-                ready.append(reader)
-    if len(result) < len(nodes):
-        stuck = next(node for i, node in enumerate(nodes) if waiting[i])
-        raise ModelError(f"the graph has a cycle through node '{stuck.name}' ({stuck.op})")
-    if sorted(result) == list(range(len(nodes))) and all(max(s, default=-1) < i for i, s in enumerate(needs)):
-        return nodes  # the file's own order is fine: keep it
-    return [nodes[i] for i in result]
-
-
 class Builder:
     """One import. ``build`` returns the layer graph or raises ModelError with all problems."""
 
@@ -106,19 +61,24 @@ class Builder:
         self.input_names = [v.name for v in model.graph.input if v.name not in self.constants]
         self.nodes = in_order(read_nodes(model.graph), {*self.constants, *self.input_names})
         self.model = model
+        self.checker = onnx.checker.C.CheckerContext()
+        self.checker.ir_version = model.ir_version
+        self.checker.opset_imports = {o.domain: o.version for o in model.opset_import}
 
     def build(self) -> Graph:
         ctx = self.context
         self._read_inputs()
         host = tail.find(self.nodes, self.problems)
-        on_host = {node.name for node in host}
+        on_host = {node.index for node in host}
         for node in self.nodes:
-            if node.name not in on_host:
+            if node.index not in on_host:
                 self._lower(node)
         graph = ctx.graph
         if not self.problems:
             self._outputs(host)
         if self.problems:
+            if any(problem.endswith("operator not supported") for problem in self.problems):
+                self.problems.append(f"supported operators are {', '.join(SUPPORTED)}")
             raise ModelError("; ".join(self.problems))
         order = {name: i for i, name in enumerate(self.input_names)}
         graph.inputs.sort(key=lambda port: order[port.name])
@@ -199,14 +159,22 @@ class Builder:
 
     def _handle(self, node: Node) -> Value:
         ctx = self.context
-        constant = all(isinstance(ctx.values[name], Const) for name in node.inputs if name)
+        constant = all(isinstance(ctx.values[name], Const) for name in node.inputs if name)  # true of none
         if constant and node.op in FOLDABLE:
             ctx.note(node, "folded into a constant")
             return Const(evaluate(node, [ctx.values[n] for n in node.inputs if n], ctx.opset))  # type: ignore[misc]
         handler = HANDLERS.get(node.op)
         if handler is None:
-            raise Unsupported(f"operator not supported; supported are {', '.join(SUPPORTED)}")
+            raise Unsupported("operator not supported")
+        self._check(node)
         return handler(ctx, node)
+
+    def _check(self, node: Node) -> None:
+        """What ONNX itself has to say about a node: unknown attributes, wrong types, missing inputs."""
+        try:
+            onnx.checker.check_node(self.proto.node[node.index], self.checker)
+        except onnx.checker.ValidationError as error:
+            raise Unsupported(str(error).strip().splitlines()[0]) from None
 
     def _outputs(self, host: list[Node]) -> None:
         """Ports for the graph's outputs and for what the host's part reads."""

@@ -59,6 +59,7 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: dict[str, Any]
+    index: int  # in the file's graph
 
     def get(self, name: str, default: Any) -> Any:
         return self.attributes.get(name, default)

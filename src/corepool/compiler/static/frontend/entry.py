@@ -10,10 +10,15 @@ from pathlib import Path
 
 import onnx
 
-from corepool.compiler.static.frontend.build import Builder
+from corepool.compiler.static.frontend import tail
+from corepool.compiler.static.frontend.build import HANDLERS, SUPPORTED, Builder
 from corepool.compiler.static.frontend.load import load
+from corepool.compiler.static.frontend.nodes import read_nodes
+from corepool.compiler.static.frontend.prepare import FloatModel
+from corepool.compiler.static.frontend.quantise import Calibration, input_shapes, quantise_model, read_calibration
 from corepool.compiler.static.graph import Graph
 from corepool.compiler.static.passes import run_passes
+from corepool.errors import CalibrationError, ModelError
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,45 @@ class Imported:
     qdq_model: onnx.ModelProto
 
 
-def import_model(path: Path | str, calibration: object = None, fold_stem: bool = True) -> Imported:
-    """Reads ``path`` and builds its layer graph. Raises ModelError, or CalibrationError for float models without data."""
-    model = load(Path(path))
-    graph = run_passes(Builder(model).build(), fold_stem=fold_stem)
-    return Imported(graph, model)
+def import_model(path: Path | str, calibration: Calibration | None = None, fold_stem: bool = True) -> Imported:
+    """Reads an ONNX file (float or QDQ) and builds its layer graph.
+
+    ``calibration`` is needed for float models only: arrays [N, ...] by input name, a .npz file, or a folder; see
+    ``quantise.read_calibration``. ``fold_stem`` packs kernel columns of a first convolution into channels.
+    Raises ModelError naming all that is wrong or unsupported, and CalibrationError for missing or unfit data.
+    """
+    path = Path(path)
+    model = load(path)
+    try:
+        quantised = any(p.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv") for p in model.graph.node)
+        if not quantised:
+            model = _quantise(model, calibration)
+        graph = Builder(model).build()
+    except CalibrationError:
+        raise
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    return Imported(run_passes(graph, fold_stem=fold_stem), model)
+
+
+def _quantise(model: onnx.ModelProto, calibration: Calibration | None) -> onnx.ModelProto:
+    model = FloatModel(model).run()
+    nodes = read_nodes(model.graph)
+    problems: list[str] = []
+    tail.find(nodes, problems)
+    unknown = [
+        f"node '{node.name}' ({node.op})"
+        for node in nodes
+        if node.op not in SUPPORTED and node.op not in tail.FOLLOWERS
+    ]
+    if unknown:
+        problems.append(f"operators not supported: {', '.join(unknown)}; supported are {', '.join(SUPPORTED)}")
+    for value in model.graph.input:
+        if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+            kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+            problems.append(f"graph input '{value.name}' is {kind}; supported is FLOAT")
+    if problems:
+        raise ModelError("; ".join(problems))
+    samples = read_calibration(calibration, input_shapes(model))
+    kept_float = {"QuantizeLinear", "DequantizeLinear", "Shape", "Identity", "Dropout"}
+    return quantise_model(model, samples, sorted(set(HANDLERS) - kept_float))

@@ -63,9 +63,8 @@ def reason(node: Node) -> str:
 
 def model(source: onnx.ModelProto, host: list[Node], ports: list[Port], values: Mapping[str, Value]) -> bytes:
     """An ONNX model (bytes) of the host's nodes, fed with the output ports."""
-    names = {node.name for node in host}
     graph = source.graph
-    protos = [p for i, p in enumerate(graph.node) if (p.name or f"{p.op_type}#{i}") in names]
+    protos = [graph.node[node.index] for node in host]
     made = {name for p in protos for name in p.output}
     read = {name for p in protos for name in p.input if name} - made
     inputs = [helper.make_tensor_value_info(p.name, _TYPES[p.dtype], p.shape) for p in ports if p.name in read]

@@ -6,6 +6,7 @@ It must not repair anything.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from corepool.compiler.static.graph import Add, Conv, Graph, Layer, Mul, Pool, Tensor
 from corepool.numerics import out_size
@@ -21,22 +22,20 @@ def check(graph: Graph) -> None:
     """Raises GraphError, naming the layer or tensor, if the graph is not valid."""
     for tensor in graph.tensors.values():
         _check_tensor(graph, tensor)
-    written = {port.tensor for port in graph.inputs}
+    makers = [*(port.tensor for port in graph.inputs), *(layer.output for layer in graph.layers)]
+    made = {name: np.zeros(tensor.channels, dtype=bool) for name, tensor in graph.tensors.items() if not tensor.parent}
+    for name in makers:
+        _channels(graph, made, name)[:] = True  # what no layer writes are the gaps between aligned parts
+    written = {name: np.zeros_like(channels) for name, channels in made.items()}
+    for port in graph.inputs:
+        _channels(graph, written, port.tensor)[:] = True
     names: set[str] = set()
-    children: dict[str, list[str]] = {}
-    for tensor in graph.tensors.values():
-        if tensor.parent is not None:
-            children.setdefault(tensor.parent, []).append(tensor.name)
 
     def ready(name: str) -> bool:
-        tensor = graph.tensors.get(name)
-        if tensor is None:
+        if name not in graph.tensors:
             return False
-        if name in written or (tensor.parent is not None and ready(tensor.parent) and tensor.parent in written):
-            return True
-        parts = children.get(name, [])
-        covered = sum(graph.tensors[part].channels for part in parts if ready(part))
-        return bool(parts) and covered >= tensor.channels - _BLOCK * len(parts)
+        needed = _channels(graph, made, name)
+        return bool(needed.any()) and bool(_channels(graph, written, name)[needed].all())
 
     for layer in graph.layers:
         if layer.name in names:
@@ -45,13 +44,22 @@ def check(graph: Graph) -> None:
         for name in layer.inputs:
             if not ready(name):
                 raise GraphError(f"layer '{layer.name}' reads '{name}' before it is written")
-        if layer.output not in graph.tensors or layer.output in written:
-            raise GraphError(f"layer '{layer.name}' writes '{layer.output}', which is unknown or written already")
-        written.add(layer.output)
+        if layer.output not in graph.tensors:
+            raise GraphError(f"layer '{layer.name}' writes an unknown tensor")
+        channels = _channels(graph, written, layer.output)
+        if channels.any():
+            raise GraphError(f"layer '{layer.name}' writes '{layer.output}', which is written already")
+        channels[:] = True
         _check_layer(graph, layer)
     for port in (*graph.inputs, *graph.outputs):
         if not ready(port.tensor):
             raise GraphError(f"port '{port.name}' has no tensor")
+
+
+def _channels(graph: Graph, stored: dict[str, npt.NDArray[np.bool_]], name: str) -> npt.NDArray[np.bool_]:
+    """The part of a stored tensor's channel marks that a tensor covers."""
+    root, offset = graph.storage(name)
+    return stored[root][offset : offset + graph.tensors[name].channels]
 
 
 def _check_tensor(graph: Graph, tensor: Tensor) -> None:

@@ -1,0 +1,209 @@
+"""Tidies a float model before it is quantised: constants folded, normalisations merged, no-ops removed.
+
+It must not know calibration or the layer graph.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper, shape_inference
+
+from corepool.compiler.static.frontend.context import Node, Unsupported
+from corepool.compiler.static.frontend.fold import FOLDABLE, evaluate
+from corepool.compiler.static.frontend.nodes import in_order, read_nodes
+from corepool.compiler.static.frontend.values import Const
+from corepool.errors import ModelError
+
+_SMALL = 4096  # bytes of constants that shape inference gets to see
+FloatArray = npt.NDArray[np.float32]
+
+
+class FloatModel:
+    """A float model being tidied, in place; ``model`` is the result."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        self.graph = model.graph
+        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.opset = max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+        self.shapes = _infer_shapes(model)
+
+    def run(self) -> onnx.ModelProto:
+        """All steps; raises ModelError if a constant holds NaN or infinity."""
+        self._sort()
+        self._remove_no_ops()
+        self._fold_constants()
+        self._merge_normalisations()
+        self._write_as_sums_and_products()
+        read = {name for node in self.graph.node for name in node.input} | {v.name for v in self.graph.output}
+        kept = [tensor for name, tensor in self.constants.items() if name in read]
+        for tensor in kept:
+            values = numpy_helper.to_array(tensor)
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise ModelError(f"the constant '{tensor.name}' holds NaN or infinity")
+        inputs = [value for value in self.graph.input if value.name not in self.constants]
+        del self.graph.initializer[:], self.graph.input[:], self.graph.value_info[:]
+        self.graph.initializer.extend(kept)
+        self.graph.input.extend(inputs)
+        return self.model
+
+    def _array(self, name: str) -> npt.NDArray[Any]:
+        return numpy_helper.to_array(self.constants[name])
+
+    def _set(self, name: str, values: npt.NDArray[Any]) -> None:
+        self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
+
+    def _replace_nodes(self, nodes: list[onnx.NodeProto]) -> None:
+        del self.graph.node[:]
+        self.graph.node.extend(nodes)
+
+    def _sort(self) -> None:
+        known = {*self.constants, *(value.name for value in self.graph.input)}
+        protos = list(self.graph.node)
+        plain = read_nodes(self.graph)
+        for node, proto in zip(plain, protos, strict=True):
+            proto.name = node.name
+        self._replace_nodes([protos[node.index] for node in in_order(plain, known)])
+
+    def _remove_no_ops(self) -> None:
+        """Identity and Dropout, unless they connect an input or constant straight with an output."""
+        outputs = {value.name for value in self.graph.output}
+        renamed: dict[str, str] = {}
+        nodes = []
+        for proto in self.graph.node:
+            for i, name in enumerate(proto.input):
+                proto.input[i] = renamed.get(name, name)
+            no_op = proto.op_type == "Identity" or (proto.op_type == "Dropout" and self._inference(proto))
+            if no_op and proto.output[0] not in outputs:
+                renamed[proto.output[0]] = proto.input[0]
+            else:
+                nodes.append(proto)
+        self._replace_nodes(nodes)
+
+    def _inference(self, dropout: onnx.NodeProto) -> bool:
+        if len(dropout.input) < 3 or not dropout.input[2]:
+            return True
+        return dropout.input[2] in self.constants and not self._array(dropout.input[2]).any()
+
+    def _fold_constants(self) -> None:
+        outputs = {value.name for value in self.graph.output}
+        nodes = []
+        for node, proto in zip(read_nodes(self.graph), list(self.graph.node), strict=True):
+            value = None if set(node.outputs) & outputs else self._value(node)
+            if value is None:
+                nodes.append(proto)
+            else:
+                self._set(node.outputs[0], value)
+        self._replace_nodes(nodes)
+
+    def _value(self, node: Node) -> npt.NDArray[Any] | None:
+        if node.op == "Shape" and node.inputs[0] in self.shapes:
+            sizes = self.shapes[node.inputs[0]]
+            return np.array(sizes[slice(node.get("start", 0), node.get("end", None))], dtype=np.int64)
+        if node.op not in FOLDABLE or not all(name in self.constants for name in node.inputs if name):
+            return None
+        try:
+            return evaluate(node, [Const(self._array(name)) for name in node.inputs if name], self.opset)
+        except Unsupported as error:
+            raise ModelError(f"node '{node.name}' ({node.op}): {error}") from None
+
+    def _merge_normalisations(self) -> None:
+        makers = {proto.output[0]: proto for proto in self.graph.node if proto.output}
+        uses = Counter(name for proto in self.graph.node for name in proto.input)
+        uses.update(value.name for value in self.graph.output)
+        nodes: list[onnx.NodeProto] = []
+        for proto in self.graph.node:
+            known = proto.op_type == "BatchNormalization" and all(name in self.constants for name in proto.input[1:5])
+            if not known or len([name for name in proto.output if name]) > 1:
+                nodes.append(proto)
+                continue
+            factor, offset = self._normalisation(proto)
+            maker = makers.get(proto.input[0])
+            if maker is not None and uses[proto.input[0]] == 1 and self._scale_weights(maker, factor, offset):
+                maker.output[0] = proto.output[0]
+                makers[proto.output[0]] = maker
+            else:
+                nodes.extend(self._as_convolution(proto, factor, offset))
+        self._replace_nodes(nodes)
+
+    def _normalisation(self, proto: onnx.NodeProto) -> tuple[FloatArray, FloatArray]:
+        epsilon = next((a.f for a in proto.attribute if a.name == "epsilon"), 1e-5)
+        scale, shift, mean, variance = (self._array(name).astype(np.float64) for name in proto.input[1:5])
+        factor = scale / np.sqrt(variance + epsilon)
+        return factor.astype(np.float32), (shift - mean * factor).astype(np.float32)
+
+    def _scale_weights(self, maker: onnx.NodeProto, factor: FloatArray, offset: FloatArray) -> bool:
+        """Merges ``factor * x + offset`` into a convolution or Gemm with constant weights; False if it cannot."""
+        attributes = {a.name: a for a in maker.attribute}
+        gemm = maker.op_type == "Gemm"
+        if maker.op_type not in ("Conv", "Gemm") or not all(name in self.constants for name in maker.input[1:] if name):
+            return False
+        if gemm and any(attributes[k].f != 1 for k in ("alpha", "beta") if k in attributes):
+            return False
+        weight = self._array(maker.input[1])
+        axis = 1 if gemm and not ("transB" in attributes and attributes["transB"].i) else 0
+        if weight.ndim < 2 or weight.shape[axis] != factor.size:
+            return False
+        bias = np.zeros(1, dtype=np.float32)
+        if len(maker.input) > 2 and maker.input[2]:
+            bias = self._array(maker.input[2]).reshape(-1)
+        shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
+        names = [f"{maker.output[0]}/merged_weight", f"{maker.output[0]}/merged_bias"]
+        self._set(names[0], weight * factor.reshape(shape))
+        self._set(names[1], np.asarray(bias * factor + offset, dtype=np.float32))
+        source = maker.input[0]
+        del maker.input[:]
+        maker.input.extend([source, *names])
+        return True
+
+    def _as_convolution(self, proto: onnx.NodeProto, factor: FloatArray, offset: FloatArray) -> list[onnx.NodeProto]:
+        rank = len(self.shapes.get(proto.input[0], ()))
+        if rank not in (3, 4):
+            return [proto]
+        weight, bias = f"{proto.output[0]}/weight", f"{proto.output[0]}/bias"
+        self._set(weight, factor.reshape(-1, *([1] * (rank - 1))))
+        self._set(bias, offset)
+        inputs = [proto.input[0], weight, bias]
+        return [helper.make_node("Conv", inputs, list(proto.output), name=proto.name, group=factor.size)]
+
+    def _write_as_sums_and_products(self) -> None:
+        """Sub and Div by constants become Add and Mul, which the quantiser knows."""
+        for proto in self.graph.node:
+            if proto.op_type in ("Sub", "Div") and proto.input[1] in self.constants:
+                values = self._array(proto.input[1])
+                if values.dtype != np.float32 or (proto.op_type == "Div" and not values.all()):
+                    continue
+                name = f"{proto.output[0]}/constant"
+                self._set(name, -values if proto.op_type == "Sub" else 1 / values)
+                proto.op_type = "Add" if proto.op_type == "Sub" else "Mul"
+                proto.input[1] = name
+
+
+def _infer_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Static shapes of values, inferred without copying large constants."""
+    graph = onnx.GraphProto(name="shapes")
+    graph.node.extend(model.graph.node)
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    declared = {value.name for value in graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.ByteSize() <= _SMALL:
+            graph.initializer.append(tensor)
+        elif tensor.name not in declared:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    skeleton = onnx.ModelProto(ir_version=max(model.ir_version, 4), graph=graph, opset_import=model.opset_import)
+    try:
+        inferred = shape_inference.infer_shapes(skeleton, data_prop=True)
+    except Exception as error:  # inference raises what it likes on malformed models
+        raise ModelError(f"shapes cannot be inferred: {str(error).strip().splitlines()[0]}") from None
+    shapes = {}
+    for value in [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]:
+        dims = value.type.tensor_type.shape.dim
+        if value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") and d.dim_value > 0 for d in dims):
+            shapes[value.name] = tuple(d.dim_value for d in dims)
+    return shapes
