@@ -20,6 +20,7 @@ MAX_CORES = 16
 MAX_TILES = 320  # of one layer: 20 for each of 16 cores
 MAX_KEPT = 6  # tilings of a layer that go into the package
 TOLERANCE = 1.004  # a tiling may be dropped if others cost at most 0.4% more
+TILE_COST = 32  # cycles that a tile must save: streams of many small tiles are slow to link and to send to the card
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def tilings(operation: Operation, config: HardwareConfig, shape: Shape, cores: i
     if not len(grids):  # very large maps: any number of tiles that fits
         every = [_all_counts(-(-height // unit_h)), _all_counts(-(-width // unit_w)), block_counts[-1:] if grouped else _all_counts(blocks)]
         grids, prices = _search(operation, config, shape, *every, 1 << 16, cores)
-    kept, choice = _keep(prices)
+    kept, choice = _keep(prices + TILE_COST * grids[:, :3].prod(axis=1, keepdims=True))
     cuts = tuple(sorted({0, *(s.out[1] for s in operation.segments)})) if grouped else ()
     return [_tiling(operation, grids[k], (unit_h, unit_w), cuts) for k in kept], choice
 
