@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from corepool.errors import InputError, PackageError
+from corepool.errors import ConfigMismatchError, InputError, PackageError
 
 if TYPE_CHECKING:
+    from corepool.compiler.model import ModelPackage
     from corepool.config import HardwareConfig
+
+META_KEYS = (
+    "model", "config", "macs", "window", "inputs", "outputs", "tail_outputs", "host_nodes", "removed", "layers",
+    "predicted_cycles",
+)  # fmt: skip
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 PackageArgument = Annotated[Path, typer.Argument(metavar="MODEL.cpk", help="A model package made by `compile`.")]
@@ -48,6 +54,23 @@ def refuse_overwriting(output: Path, *inputs: Path) -> None:
             raise InputError(f"the output {output} would overwrite the input {source}; choose another name")
 
 
-def unknown_config(name: str) -> PackageError:
-    """A package made for a configuration that is not among the presets."""
-    return PackageError(f"the package was made for the hardware configuration {name!r}, which is unknown here")
+def open_model(path: Path) -> tuple[ModelPackage, HardwareConfig]:
+    """A package and the configuration that it was made for, which must be the one of that name here.
+
+    Raises PackageError if the package is damaged or was made for other hardware.
+    """
+    from corepool.compiler.model import ModelPackage
+    from corepool.compiler.package import open_package
+    from corepool.config import PRESETS
+
+    name = open_package(path).config_name
+    if name not in PRESETS:
+        raise ConfigMismatchError(
+            f"{path}: made for the hardware configuration {name!r}, but there are only "
+            f"{', '.join(sorted(PRESETS))}: compile the model again for one of them"
+        )
+    package = ModelPackage.open(path, PRESETS[name])
+    missing = [key for key in META_KEYS if key not in package.meta]
+    if missing:
+        raise PackageError(f"{path}: section meta lacks {', '.join(missing)}: compile the model again")
+    return package, PRESETS[name]

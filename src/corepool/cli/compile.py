@@ -59,9 +59,15 @@ def summary(report: dict[str, Any], meta: dict[str, Any], path: Path, seconds: f
         "removed": meta["removed"],
         "package_bytes": path.stat().st_size,
         "weights_bytes": meta["window"]["weights_bytes"],
-        "predicted_cycles": dict(enumerate(meta["predicted_cycles"], start=1)),
+        "predicted_cycles": predicted(meta),
         **{name: value for name, value in report.items() if name in ("stages_s", "warnings")},
     }
+
+
+def predicted(meta: dict[str, Any]) -> dict[int, int]:
+    """Predicted cycles by number of cores, as far as the configuration has cores."""
+    cores = hardware(meta["config"]).cores
+    return dict(zip(range(1, cores + 1), meta["predicted_cycles"], strict=False))
 
 
 def _show(report: dict[str, Any]) -> None:

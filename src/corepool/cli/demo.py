@@ -1,12 +1,349 @@
-"""`corepool demo`.
+"""`corepool demo`: four tenants share one card, classify photos at the same time, and get new cores while they run.
 
-It must not know how the work is done.
+It must not know how networks are compiled or executed; it tells the story and checks it.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from corepool.cli import output
+from corepool.cli.common import JsonOption, hardware
+from corepool.errors import ConfigError, DeviceError, InputError
+
+if TYPE_CHECKING:
+    from corepool.compiler.model import ModelPackage
+    from corepool.config import HardwareConfig
+    from corepool.runtime.session import Placement, Result
+    from corepool.runtime.sharing import Frame, Tenant
+
 NAME = "demo"
 
+NETWORK = "mobilenet_v2"
+CALIBRATION_IMAGES = 16
+MAX_FRAMES = 100
 
-def command() -> None:
-    """To come."""
+
+@dataclass
+class Phase:
+    """How the cores were dealt for a while, and the frames that ended in it."""
+
+    dealt: list[range]
+    frames: list[Frame]
+
+
+@dataclass
+class Story:
+    """Everything that happened, for the report and the picture."""
+
+    photos: list[str]
+    phases: list[Phase]
+    placements: list[Placement]
+    redeal_ms: float
+    redeal_cycle: int
+
+
+def command(
+    out: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where files go.")] = Path("demo-out"),
+    frames: Annotated[int, typer.Option(metavar="K", help="Frames of each tenant before the cores are re-dealt.")] = 4,
+    config: Annotated[str, typer.Option(help="Hardware configuration.")] = "u200",
+    device: Annotated[str, typer.Option(help="What executes the streams: simulator.")] = "simulator",
+    json: JsonOption = False,
+) -> None:
+    """Compile MobileNetV2, let tenants share a card, and re-deal its cores while they run."""
+    begin = time.perf_counter()
+    if not 1 <= frames <= MAX_FRAMES:
+        raise InputError(f"--frames must be 1 to {MAX_FRAMES}, not {frames}")
+    chosen = hardware(config)
+    say = _Teller(quiet=json, begin=begin)
+    out.mkdir(parents=True, exist_ok=True)
+    package, compile_s = _compile(out, chosen, say)
+    simulator = _device(device, chosen)
+    story = _play(simulator, package, chosen, frames, say)
+    report = _report(story, chosen, package, device) | {"static_compile_s": compile_s, "first_result_s": say.first_s}
+    picture, trace = out / "cores.png", out / "trace.json"
+    _draw(picture, story, chosen, report)
+    _trace(simulator, trace)
+    report |= {"picture": str(picture), "trace": str(trace), "seconds": time.perf_counter() - begin}
+    if json:
+        output.write_json(report)
+    else:
+        output.show(
+            f"Outputs before and after are equal, byte for byte, for all {len(story.photos)} tenants.",
+            f"Cores over time: {picture}",
+            f"What every unit did when: {trace} (open it in ui.perfetto.dev)",
+        )
+
+
+class _Teller:
+    """Tells a person what happens as it happens, with seconds since the start; silent for `--json`."""
+
+    def __init__(self, quiet: bool, begin: float) -> None:
+        self.quiet = quiet
+        self._begin = begin
+        self.first_s: float | None = None
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            output.write(f"[{time.perf_counter() - self._begin:6.1f} s]  {text}")
+
+    def show(self, *things: Any) -> None:
+        if not self.quiet:
+            output.show(*things)
+
+    def result(self, text: str) -> None:
+        if self.first_s is None:
+            self.first_s = time.perf_counter() - self._begin
+        self.say(text)
+
+
+def _compile(out: Path, config: HardwareConfig, say: _Teller) -> tuple[ModelPackage, float]:
+    """Write the network with its trained weights, compile it with photos for calibration, and open the package."""
+    import numpy as np
+
+    from corepool import zoo
+    from corepool.compiler.model import ModelPackage
+    from corepool.files import replacing
+    from corepool.zoo import photos
+
+    model, samples, compiled = out / f"{NETWORK}.onnx", out / "calibration.npz", out / f"{NETWORK}.cpk"
+    say.say(f"writing {model} (trained ImageNet weights)")
+    zoo.write(NETWORK, model)
+    with replacing(samples) as file:
+        np.savez(file, input=photos.calibration(CALIBRATION_IMAGES))
+    say.say(f"compiling for {config.name}: once, for any number of cores")
+    from corepool.compiler.static import compile_model
+
+    begin = time.perf_counter()
+    with output.progress("compiling") as show:
+        made = compile_model(model, config, calibration=samples, progress=show)
+    made.save(compiled)
+    seconds = time.perf_counter() - begin
+    package = ModelPackage.open(compiled, config)
+    say.say(
+        f"compiled in {seconds:.1f} s: {len(package.meta['layers'])} layers, {package.meta['macs'] / 1e9:.2f} GMAC, "
+        f"{package.size / 2**20:.1f} MiB"
+    )
+    return package, seconds
+
+
+def _device(name: str, config: HardwareConfig) -> Any:
+    if name != "simulator":
+        raise InputError(f"there is no device {name!r}; there is: simulator")
+    from corepool.device.simulator import Simulator
+
+    return Simulator(config)
+
+
+def _play(device: Any, package: ModelPackage, config: HardwareConfig, frames: int, say: _Teller) -> Story:
+    """Both phases, with the re-deal between them. Raises DeviceError if any tenant's outputs ever differ."""
+    from corepool.compiler.dynamic.link import link
+    from corepool.runtime.session import Session, redeal
+    from corepool.runtime.sharing import Tenant, serve, shares
+    from corepool.zoo import photos
+
+    try:
+        before, after = shares(config.cores)
+    except ValueError as error:
+        raise ConfigError(f"the demo needs several tenants: {error}; choose another --config") from None
+    names = _photos(len(before))
+    for cores in (*before, *after):  # the first calls load compiled code; times shown are those of warm ones
+        link(package, cores, config)
+    tenants = []
+    for index, (photo, cores) in enumerate(zip(names, before, strict=True)):
+        image = photos.preprocess(photos.load(photo))
+        session = Session(device, package, cores)
+        cycles = package.meta["predicted_cycles"][len(cores) - 1]
+        tenants.append(Tenant("ABCDEFGH"[index], session, {session.inputs[0].name: image}, cycles))
+    say.say(f"{len(tenants)} tenants with {_sizes(before)} cores, all at the same time")
+    horizon = frames * max(tenant.frame_cycles for tenant in tenants)
+    first = Phase(before, serve(tenants, horizon, _announcer(say, tenants, names)))
+    horizon = max(frame.end_cycle for frame in first.frames) - min(frame.start_cycle for frame in first.frames)
+    say.show("", _phase_table(f"with {_sizes(before)} cores", first, names, config))
+    cycle, begin = device.cycle, time.perf_counter()
+    placements = redeal([tenant.session for tenant in tenants], after)
+    redeal_ms = (time.perf_counter() - begin) * 1e3
+    say.show("", _redeal_table(placements, before, redeal_ms))
+    for tenant, cores in zip(tenants, after, strict=True):
+        tenant.frame_cycles = package.meta["predicted_cycles"][len(cores) - 1]
+    second = Phase(after, serve(tenants, horizon))
+    say.show("", _phase_table(f"with {_sizes(after)} cores", second, names, config), "")
+    _check_equal(tenants, [*first.frames, *second.frames])
+    for tenant in tenants:
+        tenant.session.close()
+    return Story(names, [first, second], placements, redeal_ms, cycle)
+
+
+def _photos(count: int) -> list[str]:
+    """Photos for the tenants, animals and things before people."""
+    from corepool.zoo import photos
+
+    wanted = [name for name in ("cat", "coffee", "rocket", "photographer", "officer") if name in photos.names()]
+    names = wanted + [name for name in photos.names() if name not in wanted]
+    return [names[index % len(names)] for index in range(count)]
+
+
+def _announcer(say: _Teller, tenants: Sequence[Tenant], photos: Sequence[str]) -> Any:
+    """Tells the first answer of each tenant as soon as it is there."""
+    photo = {tenant.name: name for tenant, name in zip(tenants, photos, strict=True)}
+    told: set[str] = set()
+
+    def seen(frame: Frame) -> None:
+        if frame.tenant not in told:
+            told.add(frame.tenant)
+            best = top(frame.result, 1)[0]
+            share = best["probability"] * 100
+            say.result(f"tenant {frame.tenant}: {photo[frame.tenant]}.jpg shows: {best['name']} ({share:.0f} %)")
+
+    return seen
+
+
+def top(result: Result, count: int = 3) -> list[dict[str, Any]]:
+    """The most probable ImageNet classes of a result (softmax of its first output): class, name, probability."""
+    import numpy as np
+
+    from corepool.zoo import labels
+
+    logits = next(iter(result.outputs.values())).reshape(-1).astype(np.float64)
+    powers = np.exp(logits - logits.max())
+    shares = powers / powers.sum()
+    best = np.argsort(-shares, kind="stable")[:count]
+    names = labels.imagenet()
+    return [{"class": int(i), "name": names[i], "probability": float(shares[i])} for i in best]
+
+
+def _check_equal(tenants: Sequence[Tenant], frames: Sequence[Frame]) -> None:
+    for tenant in tenants:
+        first, *others = [frame.result.raw for frame in frames if frame.tenant == tenant.name]
+        if not others or any(other != first for other in others):
+            raise DeviceError(f"tenant {tenant.name}: outputs differ between frames; they must be equal byte for byte")
+
+
+def _sizes(dealt: Sequence[range]) -> str:
+    return "/".join(str(len(cores)) for cores in dealt)
+
+
+def _span(cores: Sequence[int]) -> str:
+    return f"{cores[0]}-{cores[-1]}" if len(cores) > 1 else str(cores[0])
+
+
+def _of(phase: Phase, tenant: str) -> list[Frame]:
+    return [frame for frame in phase.frames if frame.tenant == tenant]
+
+
+def _figures(phase: Phase, photos: Sequence[str], config: HardwareConfig) -> list[dict[str, Any]]:
+    """Per tenant: cores, photo, answer, latency and frames/s in device time."""
+    rows = []
+    for index, (photo, cores) in enumerate(zip(photos, phase.dealt, strict=True)):
+        frames = _of(phase, "ABCDEFGH"[index])
+        cycles = sum(frame.end_cycle - frame.start_cycle for frame in frames) / len(frames)
+        whole = (frames[-1].end_cycle - frames[0].start_cycle) / len(frames)
+        rows.append(
+            {
+                "tenant": frames[0].tenant,
+                "cores": list(cores),
+                "photo": photo,
+                "frames": len(frames),
+                "top3": top(frames[-1].result),
+                "latency_ms": cycles / config.clock_hz * 1e3,
+                "fps": config.clock_hz / whole,
+            }
+        )
+    return rows
+
+
+def _phase_table(title: str, phase: Phase, photos: Sequence[str], config: HardwareConfig) -> Any:
+    rows = [
+        (
+            row["tenant"],
+            _span(row["cores"]),
+            row["photo"],
+            "\n".join(f"{best['name']} {best['probability'] * 100:.1f} %" for best in row["top3"]),
+            row["latency_ms"],
+            row["fps"],
+        )
+        for row in _figures(phase, photos, config)
+    ]
+    columns = ("tenant", "cores", "photo", "the network sees", "latency ms", "frames/s")
+    return output.table(title, columns, rows, left=4)
+
+
+def _redeal_table(placements: Sequence[Placement], before: Sequence[range], whole_ms: float) -> Any:
+    rows = [
+        (
+            "ABCDEFGH"[index],
+            _span(before[index]),
+            _span(placement.cores),
+            f"{placement.link_ms:.3f}",
+            f"{placement.upload_ms:.3f}",
+            f"{placement.upload_bytes / 2**20:.2f}",
+        )
+        for index, (placement, _) in enumerate(zip(placements, before, strict=True))
+    ]
+    columns = ("tenant", "from cores", "to cores", "link ms", "upload ms", "upload MiB")
+    return output.table(f"cores re-dealt in {whole_ms:.1f} ms, all tenants together", columns, rows, left=3)
+
+
+def _report(story: Story, config: HardwareConfig, package: ModelPackage, device: str) -> dict[str, Any]:
+    return {
+        "model": package.meta["model"],
+        "config": config.name,
+        "device": device,
+        "phases": [{"tenants": _figures(phase, story.photos, config)} for phase in story.phases],
+        "redeal": {
+            "total_ms": story.redeal_ms,
+            "tenants": [
+                {
+                    "tenant": "ABCDEFGH"[index],
+                    "cores": list(placement.cores),
+                    "link_ms": placement.link_ms,
+                    "upload_ms": placement.upload_ms,
+                    "upload_bytes": placement.upload_bytes,
+                    "stream_bytes": placement.stream_bytes,
+                }
+                for index, placement in enumerate(story.placements)
+            ],
+        },
+        "byte_equal": True,
+    }
+
+
+def _draw(path: Path, story: Story, config: HardwareConfig, report: dict[str, Any]) -> None:
+    from corepool.cli.picture import Mark, Span, draw
+
+    origin = min(frame.start_cycle for phase in story.phases for frame in phase.frames)
+    to_ms = 1e3 / config.clock_hz
+    spans = [
+        Span(
+            frame.tenant,
+            frame.cores,
+            (frame.start_cycle - origin) * to_ms,
+            (frame.end_cycle - origin) * to_ms,
+            tuple(busy / frame.result.completion.cycles for busy in frame.result.counters.compute_busy),
+        )
+        for phase in story.phases
+        for frame in phase.frames
+    ]
+    link_ms = max(placement.link_ms for placement in story.placements)
+    mark = Mark(
+        (story.redeal_cycle - origin) * to_ms,
+        f"cores re-dealt: {link_ms:.2f} ms to link, {story.redeal_ms:.1f} ms for all tenants with uploads",
+    )
+    before, after = (phase["tenants"] for phase in report["phases"])
+    labels = {
+        one["tenant"]: f"{one['tenant']}: {one['photo']}, {len(one['cores'])} → {len(two['cores'])} cores, "
+        f"{one['fps']:.0f} → {two['fps']:.0f} frames/s"
+        for one, two in zip(before, after, strict=True)
+    }
+    title = f"MobileNetV2: {len(labels)} tenants on one {config.name} card"
+    draw(path, spans, [mark], labels, cores=config.cores, cores_per_bank=config.cores_per_bank, title=title)
+
+
+def _trace(device: Any, path: Path) -> None:
+    raise NotImplementedError

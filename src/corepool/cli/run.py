@@ -1,12 +1,137 @@
-"""`corepool run`.
+"""`corepool run`: one inference of a package on some cores of a simulated card.
 
-It must not know how the work is done.
+It must not know how devices execute anything.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from corepool.cli import output
+from corepool.cli.common import JsonOption, PackageArgument, check_cores, open_model, refuse_overwriting
+from corepool.errors import InputError
+from corepool.files import replacing, require_writable
+
+if TYPE_CHECKING:
+    from corepool.compiler.model import ModelPackage
+    from corepool.config import HardwareConfig
+    from corepool.runtime.session import Result
+
 NAME = "run"
 
 
-def command() -> None:
-    """To come."""
+def command(
+    model: PackageArgument,
+    cores: Annotated[int, typer.Option(metavar="N", help="How many cores to run on.")],
+    input_file: Annotated[Path | None, typer.Option("--input", metavar="IN.npz", help="Inputs by ONNX name.")] = None,
+    output_file: Annotated[
+        Path | None, typer.Option("--output", metavar="OUT.npz", help="Where to put the outputs (float32, ONNX names).")
+    ] = None,
+    timing_only: Annotated[bool, typer.Option("--timing-only", help="Count cycles, compute nothing.")] = False,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="T.json", help="Write what each unit did when (Chrome, Perfetto).")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Run a package once on N cores and tell how long it takes."""
+    package, config = open_model(model)
+    check_cores(cores, config)
+    if input_file is None and not timing_only:
+        raise InputError("--input IN.npz is missing (only --timing-only runs without)")
+    if timing_only and output_file is not None:
+        raise InputError("--timing-only computes nothing, so there are no outputs for --output")
+    sources = [model, *([] if input_file is None else [input_file])]
+    for target in (output_file, trace):
+        if target is not None:
+            require_writable(target)
+            refuse_overwriting(target, *sources)
+    result, report = _run(package, config, cores, input_file, timing_only, trace)
+    if output_file is not None:
+        _save(output_file, result)
+    if json:
+        output.write_json(report)
+    else:
+        _show(report, output_file, trace)
+
+
+def _run(
+    package: ModelPackage,
+    config: HardwareConfig,
+    cores: int,
+    input_file: Path | None,
+    timing_only: bool,
+    trace: Path | None,
+) -> tuple[Result, dict[str, Any]]:
+    """Simulate one inference and measure it."""
+    from corepool.compiler.dynamic.link import link
+    from corepool.device.simulator import Simulator
+    from corepool.runtime.host import HostPort
+    from corepool.runtime.inputs import read_npz
+    from corepool.runtime.session import Session
+
+    ports = [HostPort.from_meta(entry, config.channels) for entry in package.meta["inputs"]]
+    inputs = None if input_file is None else read_npz(input_file, ports)
+    link(package, range(cores), config)  # the first call loads compiled code; the time reported is that of a warm one
+    simulator = Simulator(config, data=not timing_only)
+    with output.progress("running") as show:
+        show("linking", 0.1)
+        with Session(simulator, package, range(cores), data=not timing_only) as session:
+            show("simulating", 0.3)
+            result = session.run(inputs)
+            placement = session.placement
+            if trace is not None:
+                show("writing the trace", 0.9)
+                _trace(simulator, session, trace)
+    return result, _report(package, config, cores, result, placement.link_ms, placement.stream_bytes)
+
+
+def _report(
+    package: ModelPackage, config: HardwareConfig, cores: int, result: Result, link_ms: float, stream_bytes: int
+) -> dict[str, Any]:
+    cycles = result.completion.cycles
+    return {
+        "model": package.meta["model"],
+        "config": config.name,
+        "cores": cores,
+        "dynamic_compile_ms": link_ms,
+        "cycles": cycles,
+        "predicted_cycles": package.meta["predicted_cycles"][cores - 1],
+        "latency_ms": cycles / config.clock_hz * 1e3,
+        "fps": config.clock_hz / cycles,
+        "share_of_peak": package.meta["macs"] / (cycles * cores * config.macs_per_cycle),
+        "ddr_bytes": result.ddr_bytes,
+        "instructions": sum(result.counters.instructions),
+        "stream_bytes": stream_bytes,
+        "outputs": {name: list(value.shape) for name, value in result.outputs.items()},
+    }
+
+
+def _trace(simulator: Any, session: Any, path: Path) -> None:
+    raise NotImplementedError
+
+
+def _save(path: Path, result: Result) -> None:
+    import numpy as np
+
+    with replacing(path) as file:
+        arrays: dict[str, Any] = dict(result.outputs)
+        np.savez(file, **arrays)
+
+
+def _show(report: dict[str, Any], output_file: Path | None, trace: Path | None) -> None:
+    lines: dict[str, object] = {
+        "dynamic compilation": f"{report['dynamic_compile_ms']:.3f} ms",
+        "cycles": f"{report['cycles']:,} (predicted {report['predicted_cycles']:,})",
+        "latency": f"{report['latency_ms']:.3f} ms",
+        "frames per second": f"{report['fps']:.1f}",
+        "share of peak": f"{report['share_of_peak'] * 100:.1f} %",
+        "DDR traffic": f"{report['ddr_bytes'] / 2**20:.2f} MiB",
+    }
+    if output_file is not None:
+        lines["outputs"] = f"{output_file}: {', '.join(f'{name} {shape}' for name, shape in report['outputs'].items())}"
+    if trace is not None:
+        lines["trace"] = f"{trace} (open it in ui.perfetto.dev)"
+    output.show(output.facts(f"{report['model']} on {report['cores']} cores of {report['config']}", lines))

@@ -1,0 +1,204 @@
+"""One tenant's model on some cores of a device: upload, link, run, and move to other cores while in use.
+
+It must not know how devices execute streams or how packages are compiled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from corepool.compiler.dynamic.link import Linked, link
+from corepool.compiler.model import ModelPackage
+from corepool.device.base import STREAM_ALIGNMENT, WINDOW_ALIGNMENT, Completion, Counters, Device, Lease
+from corepool.errors import DeviceError, FaultError
+from corepool.runtime.host import HostPort, check_inputs, pack, unpack, unpack_float
+from corepool.runtime.tail import Tail
+
+Array = npt.NDArray[Any]
+
+
+class Clock(Protocol):
+    """Where host times come from; seconds that only grow."""
+
+    def __call__(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Result:
+    """One inference: outputs by ONNX name, the device's completion and its counters; ``raw`` holds the outputs as the
+    device left them, for comparisons byte by byte. Without data (timing only) the outputs are empty."""
+
+    outputs: dict[str, Array]
+    completion: Completion
+    counters: Counters
+    raw: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def ddr_bytes(self) -> int:
+        """Bytes read from and written to all banks."""
+        return sum(self.counters.bytes_read) + sum(self.counters.bytes_written)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model linked for certain cores, ready to be placed; ``link_ms`` is what the dynamic compilation took."""
+
+    cores: tuple[int, ...]
+    linked: Linked
+    link_ms: float
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What it took to bring a model onto its cores; host times in milliseconds."""
+
+    cores: tuple[int, ...]
+    link_ms: float
+    upload_ms: float
+    upload_bytes: int
+    stream_bytes: int
+
+
+class Session:
+    """A model on a device. Opens a lease of the cores, uploads and links; ``close`` gives the cores back.
+
+    Raises PackageError for a package that was made for another configuration, DeviceError for cores that cannot be had,
+    LinkError if the model cannot be dealt to so many cores.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        package: ModelPackage,
+        cores: Sequence[int],
+        *,
+        data: bool = True,
+        clock: Clock = time.perf_counter,
+    ) -> None:
+        self.device = device
+        self._package = package
+        self._data = data
+        self._clock = clock
+        meta, block = package.meta, device.config.channels
+        self.inputs = [HostPort.from_meta(entry, block) for entry in meta["inputs"]]
+        self.ports = [HostPort.from_meta(entry, block) for entry in meta["outputs"]]
+        self._tail = Tail(package.tail, meta["tail_outputs"]) if package.tail and data else None
+        self._lease: Lease | None = None
+        self.placement = self.place(self.prepare(cores))
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def cores(self) -> tuple[int, ...]:
+        """The cores of the device that the model runs on, or last ran on."""
+        return self.placement.cores
+
+    def prepare(self, cores: Sequence[int]) -> Prepared:
+        """Link the model for other cores; nothing changes yet, and the model may go on running meanwhile."""
+        chosen = tuple(cores)
+        begin = self._clock()
+        linked = link(self._package, chosen, self.device.config)
+        return Prepared(chosen, linked, (self._clock() - begin) * 1e3)
+
+    def release(self) -> None:
+        """Give the cores back (the device clears them); the session can be placed again."""
+        if self._lease is not None:
+            lease, self._lease = self._lease, None
+            self.device.close_lease(lease)
+
+    def place(self, prepared: Prepared) -> Placement:
+        """Lease the cores that the model was linked for and upload weights and streams."""
+        if self._lease is not None:
+            raise DeviceError("the model is still on its cores: release them before placing it on others")
+        begin = self._clock()
+        window, weights = self._package.meta["window"], self._package.weights
+        room = sum(-(-stream.nbytes // STREAM_ALIGNMENT) * STREAM_ALIGNMENT for stream in prepared.linked.streams)
+        size = max(window["window_bytes"], window["streams_offset"] + room)
+        lease = self.device.open_lease(prepared.cores, -(-size // WINDOW_ALIGNMENT) * WINDOW_ALIGNMENT)
+        try:
+            if self._data:
+                self.device.write(lease, 0, weights)
+            self.device.load_streams(lease, prepared.linked.streams, window["streams_offset"])
+        except BaseException:
+            self.device.close_lease(lease)
+            raise
+        self._lease = lease
+        self.placement = Placement(
+            cores=prepared.cores,
+            link_ms=prepared.link_ms,
+            upload_ms=(self._clock() - begin) * 1e3,
+            upload_bytes=weights.nbytes * len(lease.banks) * self._data + prepared.linked.stream_bytes,
+            stream_bytes=prepared.linked.stream_bytes,
+        )
+        return self.placement
+
+    def move(self, cores: Sequence[int]) -> Placement:
+        """Go on on other cores: link, give the old cores back, take the new ones, upload."""
+        prepared = self.prepare(cores)
+        self.release()
+        return self.place(prepared)
+
+    def start(self, inputs: Mapping[str, Array] | None) -> None:
+        """Upload the inputs and start an inference; ``finish`` waits for it. ``None`` leaves the inputs as they are.
+
+        Raises InputError that lists what is wrong with the inputs and what is expected.
+        """
+        lease = self._open()
+        if inputs is not None and self._data:
+            check_inputs(self.inputs, inputs)
+            for port in self.inputs:
+                self.device.write(lease, port.offset, pack(port, inputs[port.name]))
+        self.device.start(lease)
+
+    def finish(self, timeout_cycles: int | None = None) -> Result:
+        """Wait for the inference and fetch its outputs. Raises FaultError if a fault stopped it."""
+        lease = self._open()
+        completion = self.device.wait(lease, timeout_cycles)
+        if completion.fault is not None:
+            raise FaultError(f"the model was stopped by a fault: {completion.fault}")
+        counters = self.device.counters(lease)
+        if not self._data:
+            return Result({}, completion, counters)
+        words = {port.name: self.device.read(lease, port.offset, port.bytes) for port in self.ports}
+        raw = {name: data.tobytes() for name, data in words.items()}
+        return Result(self._outputs(words), completion, counters, raw)
+
+    def run(self, inputs: Mapping[str, Array] | None) -> Result:
+        """Start and finish."""
+        self.start(inputs)
+        return self.finish()
+
+    def _outputs(self, words: Mapping[str, npt.NDArray[np.uint8]]) -> dict[str, Array]:
+        """ONNX outputs by name: ports dequantised to float32, and what the tail makes as it makes it."""
+        if self._tail is None:
+            return {port.name: unpack_float(port, words[port.name]) for port in self.ports}
+        made = self._tail.run({port.name: unpack(port, words[port.name]) for port in self.ports})
+        rest = [port for port in self.ports if port.name not in self._tail.reads]
+        return {**{port.name: unpack_float(port, words[port.name]) for port in rest}, **made}
+
+    def _open(self) -> Lease:
+        if self._lease is None:
+            raise DeviceError("the model is on no cores: it was closed or released")
+        return self._lease
+
+    def close(self) -> None:
+        """Give the cores back. Closing twice does no harm."""
+        self.release()
+
+
+def redeal(sessions: Sequence[Session], cores: Sequence[Sequence[int]]) -> list[Placement]:
+    """Deal a device's cores anew among sessions, all at once: link all, release all, place all."""
+    prepared = [session.prepare(chosen) for session, chosen in zip(sessions, cores, strict=True)]
+    for session in sessions:
+        session.release()
+    return [session.place(each) for session, each in zip(sessions, prepared, strict=True)]

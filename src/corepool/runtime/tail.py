@@ -1,0 +1,36 @@
+"""Runs what is left of a network after the device, on the host. The only user of onnxruntime here; loaded when needed.
+
+It must not know devices or packages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from corepool.errors import PackageError
+
+
+class Tail:
+    """An ONNX model (bytes) fed with a device's outputs by name. Raises PackageError if it cannot be loaded."""
+
+    def __init__(self, model: bytes, outputs: Sequence[str]) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # a few small operators: threads would cost more than they bring
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions have no common base below this
+            raise PackageError(f"the host's part of the network cannot be loaded: {error}") from None
+        self._outputs = list(outputs)
+        self.reads = {value.name for value in self._session.get_inputs()}
+
+    def run(self, ports: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """The outputs by name, for the device's outputs by name (those that the tail does not read may be there)."""
+        made = self._session.run(self._outputs, {name: value for name, value in ports.items() if name in self.reads})
+        return {name: np.asarray(value) for name, value in zip(self._outputs, made, strict=True)}
