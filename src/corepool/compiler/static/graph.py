@@ -111,6 +111,7 @@ class Layer:
     output: str
     origin: tuple[str, ...] = ()
     lut: Int8Array | None = None  # 256 entries, indexed by q + 128, applied to the layer's INT8 result
+    steps: tuple[str, ...] = ()  # names that fused results inside the layer would have as tensors, in order; only for reports
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -157,7 +158,7 @@ class Pool(Layer):
     pad_value: int = -128  # -128 for max pooling; the input's zero point for sums
     # sum only: constants by the number of pixels that a window counts (scalars: the same for all channels).
     # With count_include_pad all windows count alike: one entry. Otherwise one entry for each count that occurs.
-    by_count: dict[int, "SumRequant"] = field(default_factory=dict)
+    by_count: dict[int, SumRequant] = field(default_factory=dict)
     count_include_pad: bool = True
 
     @property

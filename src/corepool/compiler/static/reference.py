@@ -5,7 +5,7 @@ It must not know instructions or tilings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -68,26 +68,36 @@ def run_layers(graph: Graph, maps: Mapping[str, Int8Array]) -> dict[str, Int8Arr
     return views
 
 
-def run_layer(layer: Layer, operands: list[Int8Array]) -> Int8Array:
-    """One layer's result, int8 [C, H, W], for operands in the order of ``layer.inputs``."""
+def _unchanged(result: Int8Array) -> Int8Array:
+    return result
+
+
+def run_layer(
+    layer: Layer, operands: list[Int8Array], between: Callable[[Int8Array], Int8Array] = _unchanged
+) -> Int8Array:
+    """One layer's result, int8 [C, H, W], for operands in the order of ``layer.inputs``.
+
+    ``between`` sees each result inside a fused layer, in the order of ``layer.steps``; the layer goes on with what it
+    returns.
+    """
     if isinstance(layer, Conv):
-        return _conv(layer, operands)
+        return _conv(layer, operands, between)
     if isinstance(layer, Pool):
         result = _pool(layer, operands[0])
     elif isinstance(layer, Add):
         result = _add(operands[0], operands[1], layer.params)
     else:
         assert isinstance(layer, Mul)
-        p = layer.params
-        result = numerics.mul(*operands, p.zero_a, p.zero_b, p.multiplier, p.shift, p.zero_point, p.low, p.high)
-    return result if layer.lut is None else numerics.lut(result, layer.lut)
+        p, (a, b) = layer.params, operands
+        result = numerics.mul(a, b, p.zero_a, p.zero_b, p.multiplier, p.shift, p.zero_point, p.low, p.high)
+    return result if layer.lut is None else numerics.lut(between(result), layer.lut)
 
 
 def _add(a: Int8Array, b: Int8Array, p: AddParams) -> Int8Array:
     return numerics.add(a, b, p.multiplier_a, p.multiplier_b, p.offset, p.shift, p.zero_point, p.low, p.high)
 
 
-def _conv(layer: Conv, operands: list[Int8Array]) -> Int8Array:
+def _conv(layer: Conv, operands: list[Int8Array], between: Callable[[Int8Array], Int8Array]) -> Int8Array:
     r = layer.requant
     sums = numerics.conv2d(
         operands[0], layer.weight, stride=layer.stride, padding=layer.padding, dilation=layer.dilation,
@@ -95,11 +105,11 @@ def _conv(layer: Conv, operands: list[Int8Array]) -> Int8Array:
     )  # fmt: skip
     result = numerics.requantise(sums, r.bias, r.multiplier, r.shift, r.zero_point, r.low, r.high)
     if layer.lut is not None and not layer.lut_after_add:
-        result = numerics.lut(result, layer.lut)
+        result = numerics.lut(between(result), layer.lut)
     if layer.residual is not None:
-        result = _add(result, operands[1], layer.residual.params)
+        result = _add(between(result), operands[1], layer.residual.params)
     if layer.lut is not None and layer.lut_after_add:
-        result = numerics.lut(result, layer.lut)
+        result = numerics.lut(between(result), layer.lut)
     return result
 
 
@@ -110,7 +120,7 @@ def _pool(layer: Pool, x: Int8Array) -> Int8Array:
     if layer.mode == "max":
         return numerics.pool_max(x, layer.kernel, **window)
     sums = numerics.pool_sum(x, layer.kernel, **window)
-    counts = numerics.window_counts(*x.shape[1:], layer.kernel, layer.stride, layer.padding, layer.dilation)
+    counts = numerics.window_counts(x.shape[1], x.shape[2], layer.kernel, layer.stride, layer.padding, layer.dilation)
     result = np.empty(sums.shape, dtype=np.int8)
     for count, r in layer.by_count.items():
         made = numerics.requantise(sums, r.bias, r.multiplier, r.shift, r.zero_point, r.low, r.high)

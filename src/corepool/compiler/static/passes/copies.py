@@ -113,5 +113,6 @@ def _with_table(maker: Layer, copy: Pool) -> Layer:
     if copy.lut is None:
         return changed(maker, origin=origin)
     table = copy.lut if maker.lut is None else look_up(maker.lut, copy.lut)
+    steps = (*maker.steps, maker.output) if maker.lut is None else maker.steps
     after = {"lut_after_add": True} if _behind_sum(maker) else {}
-    return changed(maker, origin=origin, lut=table, **after)
+    return changed(maker, origin=origin, lut=table, steps=steps, **after)

@@ -46,6 +46,7 @@ class FuseResiduals(Pass):
             origin=tuple(dict.fromkeys((*conv.origin, *add.origin))),
             lut=conv.lut if add.lut is None else add.lut,
             lut_after_add=add.lut is not None,
+            steps=(*conv.steps, name, *add.steps),
         )
         graph.layers[index(graph, add)] = fused  # where the Add stood: the other operand is ready there
         del graph.layers[index(graph, conv)]
