@@ -18,7 +18,7 @@ def refuse_special(path: Path) -> None:
     """Raise OSError (IsADirectoryError for a folder) if ``path`` exists and is no regular file."""
     try:
         mode = path.stat().st_mode
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(21, "is a folder, not a file", str(path))

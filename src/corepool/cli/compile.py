@@ -36,10 +36,10 @@ def command(
 
     begin = time.perf_counter()
     with output.progress("compiling") as show:
-        package = compile_model(model, chosen, calibration=calibration, progress=show)
+        made = compile_model(model, chosen, calibration=calibration, progress=show)
     seconds = time.perf_counter() - begin
-    package.save(out)
-    report = summary(package.report, package.meta, out, seconds)
+    made.save(out)
+    report = summary(made.report, made.package.meta, out, seconds)
     if json:
         output.write_json(report)
     else:

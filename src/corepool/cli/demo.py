@@ -61,10 +61,10 @@ def command(
     if not 1 <= frames <= MAX_FRAMES:
         raise InputError(f"--frames must be 1 to {MAX_FRAMES}, not {frames}")
     chosen = hardware(config)
+    simulator = _device(device, chosen)
     say = _Teller(quiet=json, begin=begin)
     out.mkdir(parents=True, exist_ok=True)
     package, compile_s = _compile(out, chosen, say)
-    simulator = _device(device, chosen)
     story = _play(simulator, package, chosen, frames, say)
     report = _report(story, chosen, package, device) | {"static_compile_s": compile_s, "first_result_s": say.first_s}
     picture, trace = out / "cores.png", out / "trace.json"
@@ -143,7 +143,7 @@ def _device(name: str, config: HardwareConfig) -> Any:
 
 def _play(device: Any, package: ModelPackage, config: HardwareConfig, frames: int, say: _Teller) -> Story:
     """Both phases, with the re-deal between them. Raises DeviceError if any tenant's outputs ever differ."""
-    from corepool.compiler.dynamic.link import link
+    from corepool.compiler.dynamic.linker import link
     from corepool.runtime.session import Session, redeal
     from corepool.runtime.sharing import Tenant, serve, shares
     from corepool.zoo import photos

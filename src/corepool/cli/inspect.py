@@ -16,7 +16,7 @@ from corepool.cli.compile import predicted, predictions
 from corepool.errors import InputError
 
 if TYPE_CHECKING:
-    from corepool.compiler.dynamic.link import Linked
+    from corepool.compiler.dynamic.linker import Linked
 
 NAME = "inspect"
 
@@ -47,7 +47,7 @@ def command(
         "predicted_cycles": predicted(meta),
     }
     if cores is not None:
-        from corepool.compiler.dynamic.link import link
+        from corepool.compiler.dynamic.linker import link
 
         linked = link(package, range(check_cores(cores, config)), config)
         report |= {"cores": cores, "instructions": linked.instruction_count, "stream_bytes": linked.stream_bytes}
@@ -110,7 +110,7 @@ def _show(report: dict[str, Any]) -> None:
         for number, layer in enumerate(report["layers"])
     ]
     columns = ("#", "layer", "kind", "output", "MMAC", "tiling" if cores is None else f"tiling for {cores}")
-    things.append(output.table("on the device", columns, rows, left=len(columns)))
+    things.append(output.table("on the device", columns, rows, left=len(columns), widest={columns[-1]: 14}))
     if report["host_nodes"]:
         nodes = [(node["name"], node["op"], node["reason"]) for node in report["host_nodes"]]
         things.append(output.table("on the host", ("node", "operator", "why"), nodes, left=3))

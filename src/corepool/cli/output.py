@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,15 +71,27 @@ def show(*things: Any) -> None:
         raise PipeClosedError from None
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1) -> Any:
-    """A table whose first ``left`` columns are text, the others numbers; wide text is folded to fit the terminal."""
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    left: int = 1,
+    widest: Mapping[str, int] | None = None,
+) -> Any:
+    """A table whose first ``left`` columns are text, the others numbers; wide text is folded to fit the terminal.
+
+    ``widest`` bounds the widths of some columns.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     made = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
     for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index < left else "right", overflow="fold", no_wrap=index >= left)
+        justify: Literal["left", "right"] = "left" if index < left else "right"
+        width = (widest or {}).get(column)
+        made.add_column(column, justify=justify, overflow="fold", no_wrap=index >= left, max_width=width)
     for row in rows:
         made.add_row(*(Text(cell(value)) for value in row))
     return made

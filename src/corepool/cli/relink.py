@@ -50,7 +50,7 @@ def command(
 
 def measure(package: ModelPackage, config: HardwareConfig, cores: int, repeat: int) -> dict[str, Any]:
     """Link ``repeat`` times for ``cores`` cores; milliseconds by nearest rank, and the size of the streams."""
-    from corepool.compiler.dynamic.link import link
+    from corepool.compiler.dynamic.linker import link
 
     for _ in range(WARM_UP):
         linked = link(package, range(cores), config)

@@ -66,7 +66,7 @@ def _run(
     trace: Path | None,
 ) -> tuple[Result, dict[str, Any]]:
     """Simulate one inference and measure it."""
-    from corepool.compiler.dynamic.link import link
+    from corepool.compiler.dynamic.linker import link
     from corepool.device.simulator import Simulator
     from corepool.runtime.host import HostPort
     from corepool.runtime.inputs import read_npz

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from corepool.compiler.dynamic.link import Linked, link
+from corepool.compiler.dynamic.linker import Linked, link
 from corepool.compiler.model import ModelPackage
 from corepool.device.base import STREAM_ALIGNMENT, WINDOW_ALIGNMENT, Completion, Counters, Device, Lease
 from corepool.errors import DeviceError, FaultError
