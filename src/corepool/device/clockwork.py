@@ -1,0 +1,229 @@
+"""Holds the state of the event loop: builds it from a configuration, puts leases into it, reads results out of it.
+
+It must not know data, windows' places or the host protocol; a lease is a number, its cores and their programs here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from corepool.config import HardwareConfig
+from corepool.device import timing as kernel
+from corepool.device.decode import TIMING_COLUMNS
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class CoreProgram:
+    """What one core is to run: device core number, timing table [n, 11], stream offset in the window (bytes)."""
+
+    core: int
+    timing: Ints
+    offset: int
+
+
+class Clockwork:
+    """All leases' time. ``now`` is the cycle that every running lease has reached."""
+
+    def __init__(self, config: HardwareConfig) -> None:
+        self.config = config
+        self.now = 0
+        self._cores: dict[int, tuple[int, ...]] = {}
+        self._state = _layout(config)
+        self._lease = self._part(kernel.AT_LEASE, config.cores, int(self._state[kernel.LEASE_WIDTH]))
+        self._core = self._part(kernel.AT_CORE, config.cores, int(self._state[kernel.CORE_WIDTH]))
+        self._core[:, kernel.LEASE] = -1
+        self._program = np.zeros((1024, kernel.PROG_COLUMNS), np.int64)
+        self._top = 0
+
+    def _part(self, start: int, rows: int, width: int) -> Ints:
+        begin = int(self._state[start])
+        view: Ints = self._state[begin : begin + rows * width].reshape(rows, width)
+        return view
+
+    def start(self, number: int, programs: Sequence[CoreProgram], window_bytes: int) -> int:
+        """Let lease ``number`` start at the next slot period; returns that cycle."""
+        self.release(number)
+        period = self.config.slot_period
+        begin = -(-self.now // period) * period
+        cores = tuple(program.core for program in programs)
+        lease = self._lease[number]
+        lease[:] = 0
+        lease[kernel.STATE] = kernel.RUNNING
+        lease[kernel.START] = lease[kernel.PROGRESS] = begin
+        lease[kernel.CORES] = len(cores)
+        lease[kernel.WINDOW] = window_bytes
+        lease[kernel.CORE_MASK] = sum(1 << core for core in cores)
+        base = self._place(sum(len(program.timing) for program in programs))
+        self._cores[number] = cores
+        for program in programs:
+            count = len(program.timing)
+            self._program[base : base + count, :TIMING_COLUMNS] = program.timing
+            self._program[base : base + count, TIMING_COLUMNS:] = kernel.UNKNOWN
+            self._reset_core(number, program, base, begin)
+            base += count
+        self._lay_lanes(cores)
+        core_next = int(self._state[kernel.AT_CORE_NEXT])
+        for core in cores:
+            self._state[core_next + core] = begin
+            kernel.fetch_ahead(self._state, self._program, core)
+        return begin
+
+    def advance(self, number: int, limit: int | None) -> None:
+        """Advance time until the lease has stopped, at most to cycle ``limit``."""
+        if self.running(number):
+            cycle = kernel.advance(self._state, self._program, number, kernel.NEVER - 1 if limit is None else limit)
+            self.now = max(self.now, int(cycle))
+
+    def running(self, number: int) -> bool:
+        return bool(self._lease[number, kernel.STATE] == kernel.RUNNING)
+
+    def release(self, number: int) -> None:
+        """Take the lease out of the loop, whatever it does, and forget its programs."""
+        self._lease[number, kernel.STATE] = kernel.IDLE
+        kernel.halt(self._state)
+        for core in self._cores.pop(number, ()):
+            self._core[core, [kernel.LEASE, kernel.COUNT]] = -1, 0
+        if not self._cores:
+            self._top = 0
+
+    def lease(self, number: int) -> Ints:
+        """The columns of a lease (a view)."""
+        view: Ints = self._lease[number]
+        return view
+
+    def core(self, core: int) -> Ints:
+        """The columns of a core (a view)."""
+        view: Ints = self._core[core]
+        return view
+
+    def traffic(self, number: int) -> Ints:
+        """Bytes read and written by a lease in each bank [banks, 2] (a view)."""
+        banks = self.config.banks
+        view: Ints = self._lease[number, kernel.TRAFFIC : kernel.TRAFFIC + 2 * banks].reshape(banks, 2)
+        return view
+
+    def rows(self, core: int) -> Ints:
+        """The program of a core with its times [n, 14]: see ``timing.LEFT``, ``STARTED``, ``ENDED_AT`` (a view)."""
+        base, count = int(self._core[core, kernel.BASE]), int(self._core[core, kernel.COUNT])
+        return self._program[base : base + count]
+
+    def _place(self, total: int) -> int:
+        """The first of ``total`` free rows; moves other programs together or gets more room when needed."""
+        if self._top + total > len(self._program):
+            self._compact(total)
+        base = self._top
+        self._top += total
+        return base
+
+    def _compact(self, extra: int) -> None:
+        live = [core for cores in self._cores.values() for core in cores]
+        used = sum(int(self._core[core, kernel.COUNT]) for core in live)
+        program = np.zeros((max(2 * (used + extra), 1024), kernel.PROG_COLUMNS), np.int64)
+        top = 0
+        for core in live:
+            rows = self.rows(core)
+            program[top : top + len(rows)] = rows
+            self._move(core, top - int(self._core[core, kernel.BASE]))
+            top += len(rows)
+        self._top = top
+        self._program = program
+
+    def _move(self, core: int, shift: int) -> None:
+        """A core's program has moved: correct every place that holds a row."""
+        state, columns = self._state, self._core[core]
+        columns[kernel.BASE] += shift
+        for column in (kernel.L_CURRENT, kernel.C_CURRENT, kernel.S_CURRENT):
+            if columns[column] >= 0:
+                columns[column] += shift
+        ends = int(state[kernel.IN_ENDS])
+        columns[ends : ends + int(state[kernel.ENDS_RING])] += shift
+        queues, loads = int(state[kernel.IN_QUEUES]), int(state[kernel.IN_LOADS])
+        columns[queues : queues + 3 * kernel.PLACE * self.config.queue_depth : kernel.PLACE] += shift
+        tags = columns[loads + kernel.R_TAG : loads + kernel.REQUEST * self.config.load_outstanding : kernel.REQUEST]
+        tags[tags >= 0] += shift
+
+    def _reset_core(self, number: int, program: CoreProgram, base: int, begin: int) -> None:
+        columns = self._core[program.core]
+        columns[:] = 0
+        columns[kernel.LEASE], columns[kernel.BASE], columns[kernel.COUNT] = number, base, len(program.timing)
+        columns[kernel.STREAM] = columns[kernel.F_BYTE] = program.offset
+        columns[kernel.F_STOP] = program.offset + kernel.INSTRUCTION * len(program.timing)
+        columns[kernel.F_LAST] = columns[kernel.D_LAST] = begin - 1
+        columns[[kernel.L_CURRENT, kernel.C_CURRENT, kernel.S_CURRENT]] = -1
+        columns[kernel.BAD_TIME] = kernel.NEVER
+        columns[kernel.L_FREE] = begin
+
+    def _lay_lanes(self, cores: tuple[int, ...]) -> None:
+        """Which slot carries whose writes: a core's own in its bank, in others that of the core with index i mod k."""
+        config = self.config
+        lanes, users = int(self._state[kernel.IN_LANES]), int(self._state[kernel.IN_WRITERS])
+        in_bank = [[core for core in sorted(cores) if config.bank_of(core) == bank] for bank in range(config.banks)]
+        for core in sorted(cores):
+            index = in_bank[config.bank_of(core)].index(core)
+            for bank, there in enumerate(in_bank):
+                lane = there[index % len(there)] if there else -1
+                self._core[core, lanes + bank] = lane
+                if there:
+                    self._core[lane, users + self._core[lane, kernel.WRITERS]] = core
+                    self._core[lane, kernel.WRITERS] += 1
+
+
+def _layout(config: HardwareConfig) -> Ints:
+    """The state array with its head filled in and nothing running."""
+    cores, banks, ddr = config.cores, config.banks, config.ddr
+    head = {
+        kernel.SLOTS: config.cores_per_bank,
+        kernel.ACTIVE: ddr.active_rounds,
+        kernel.PERIOD: ddr.period_rounds,
+        kernel.LINE: ddr.line_bytes,
+        kernel.READ_LATENCY: ddr.read_latency,
+        kernel.WRITE_LATENCY: ddr.write_latency,
+        kernel.DEPTH: config.fetch_depth,
+        kernel.FETCH_BURST: config.fetch_burst_bytes,
+        kernel.BURST: config.burst_bytes,
+        kernel.OUTSTANDING: config.load_outstanding,
+        kernel.BUFFERS: config.save_buffers,
+        kernel.QUEUE: config.queue_depth,
+        kernel.SETUP: config.setup_cycles,
+        kernel.SYNC_CYCLES: config.sync_cycles,
+        kernel.WATCHDOG: config.watchdog_cycles,
+        kernel.WORD: config.word_bytes,
+        kernel.N_CORES: cores,
+        kernel.BANKS: banks,
+        kernel.LEASE_WIDTH: kernel.TRAFFIC + 2 * banks,
+        kernel.FETCH_RING: config.fetch_depth + 2,
+        kernel.ENDS_RING: config.load_outstanding + 2,
+        kernel.WRITE_WIDTH: kernel.W_BUFFERS + kernel.BUFFER * config.save_buffers,
+    }
+    place = kernel.IN_FETCHES + kernel.REQUEST * head[kernel.FETCH_RING]
+    for part, size in (
+        (kernel.IN_LOADS, kernel.REQUEST * config.load_outstanding),
+        (kernel.IN_ENDS, head[kernel.ENDS_RING]),
+        (kernel.IN_WRITES, banks * head[kernel.WRITE_WIDTH]),
+        (kernel.IN_QUEUES, 3 * kernel.PLACE * config.queue_depth),
+        (kernel.IN_LANES, banks),
+        (kernel.IN_WRITERS, cores),
+        (kernel.CORE_WIDTH, 0),
+    ):
+        head[part] = place
+        place += size
+    place = kernel.HEAD
+    for part, size in (
+        (kernel.AT_SLOT_NEXT, cores),
+        (kernel.AT_CORE_NEXT, cores),
+        (kernel.AT_LEASE, cores * head[kernel.LEASE_WIDTH]),
+        (kernel.AT_CORE, cores * head[kernel.CORE_WIDTH]),
+    ):
+        head[part] = place
+        place += size
+    state = np.zeros(place, np.int64)
+    for part, value in head.items():
+        state[part] = value
+    state[kernel.HEAD : kernel.HEAD + 2 * cores] = kernel.NEVER
+    return state

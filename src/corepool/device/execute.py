@@ -1,0 +1,105 @@
+"""The data pass: applies instructions to memories in the order in which they ended.
+
+It must not know when anything happens; it is handed instructions in order and the window's place in each bank.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from corepool.config import HardwareConfig
+from corepool.device import kernels
+from corepool.device.decode import COLUMN
+from corepool.device.memory import Banks
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+EXACT_PRODUCTS = 1024  # so many products of two INT8 values sum up to at most 2^24, which float32 still counts exactly
+_FEW_PIXELS = 4  # up to here, direct loops beat the copies that a matrix product needs
+_COLUMNS = np.array([COLUMN[name] for name in kernels.NAMES])
+
+
+class DataPass:
+    """On-chip memories of all cores, and the execution of instructions on them and on DDR."""
+
+    def __init__(self, config: HardwareConfig, banks: Banks) -> None:
+        self.memories = _memories(config, banks)
+        self._home = np.array([config.bank_of(core) for core in range(config.cores)], np.int64)
+        self._weights: list[tuple[tuple[int, ...], Floats] | None] = [None] * config.cores
+        self._features = np.empty(0, np.float32)
+        self._parts = np.empty(0, np.float32)
+
+    def clear(self, core: int) -> None:
+        """Zero all memories of a core."""
+        for name in ("feature", "weight", "parameter", "result", "table", "accumulator", "stale"):
+            getattr(self.memories, name)[core] = 0
+        self._weights[core] = None
+
+    def run(self, bases: Ints, cores: Ints, fields: Ints) -> None:
+        """Execute instructions: ``bases`` [banks] window starts, ``cores`` [n], ``fields`` [n, decoded columns]."""
+        ops = np.ascontiguousarray(fields[:, _COLUMNS])
+        number = 0
+        while True:
+            number = kernels.execute(self.memories, bases, self._home, cores, ops, number, _FEW_PIXELS)
+            if number == len(ops):
+                return
+            self._convolve(int(cores[number]), ops[number])
+            number += 1
+
+    def _convolve(self, core: int, op: Ints) -> None:
+        """CONV as matrix products of at most 1024 terms each, exact in float32."""
+        mem = self.memories
+        channels = mem.feature.shape[3]
+        pixels = int(op[kernels.ROWS] * op[kernels.COLS])
+        depth = int(op[kernels.KERNEL_H] * op[kernels.KERNEL_W] * op[kernels.IN_BLOCKS]) * channels
+        outputs = int(op[kernels.OUT_BLOCKS]) * channels
+        if self._features.size < pixels * depth:
+            self._features = np.empty(pixels * depth, np.float32)
+        features = self._features[: pixels * depth].reshape(pixels, depth)
+        kernels.gather(mem, core, op, features)
+        weights = self._weight_matrix(core, op, outputs, depth)
+        count = -(-depth // EXACT_PRODUCTS)
+        if self._parts.size < count * pixels * outputs:
+            self._parts = np.empty(count * pixels * outputs, np.float32)
+        parts = self._parts[: count * pixels * outputs].reshape(count, pixels, outputs)
+        for part in range(count):
+            terms = slice(part * EXACT_PRODUCTS, (part + 1) * EXACT_PRODUCTS)
+            np.matmul(features[:, terms], weights[:, terms].T, out=parts[part])
+        kernels.finish(mem, core, op, parts)
+
+    def _weight_matrix(self, core: int, op: Ints, outputs: int, depth: int) -> Floats:
+        """The CONV's weights as floats [outputs, depth]; kept until a LOAD writes there."""
+        stale = self.memories.stale[core]
+        key = (int(op[kernels.WEIGHT]), outputs, depth)
+        kept = self._weights[core]
+        if kept is not None and kept[0] == key and not stale[2]:
+            return kept[1]
+        matrix = np.empty((outputs, depth), np.float32)
+        kernels.spread_weights(self.memories, core, op, matrix)
+        words = outputs * depth // self.memories.weight[0, 0].size
+        stale[:] = key[0], words, int(key[0] + words > self.memories.weight.shape[1])
+        self._weights[core] = (key, matrix)
+        return matrix
+
+
+def _memories(config: HardwareConfig, banks: Banks) -> kernels.Memories:
+    cores, channels = config.cores, config.channels
+    weight = np.zeros((cores, config.weight_words, channels, channels), np.int8)
+    parameter = np.zeros((cores, config.parameter_words, 2 * channels), np.int32)
+    result = np.zeros((cores, config.result_words, channels), np.int8)
+    return kernels.Memories(
+        ddr=banks.array,
+        feature=np.zeros((cores, config.feature_lines, config.feature_banks, channels), np.int8),
+        weight=weight,
+        weight_bytes=weight.reshape(cores, -1),
+        parameter=parameter,
+        parameter_bytes=parameter.view(np.int8).reshape(cores, -1),
+        result=result,
+        result_bytes=result.reshape(cores, -1),
+        table=np.zeros((cores, config.lut_slots * 256), np.int8),
+        accumulator=np.zeros((cores, config.pixels, channels), np.int32),
+        turn=np.array([max(config.pixels - 1, 1), config.pixels], np.int64),
+        stale=np.zeros((cores, 3), np.int64),
+    )

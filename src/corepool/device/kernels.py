@@ -1,0 +1,416 @@
+"""What instructions do to the physical memories of the cores and to DDR: compiled loops, bit-exact as in the manual.
+
+It must not know time, leases or the host. Addresses are taken as they come: on-chip ones wrap, those in DDR were checked.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+Ints = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
+Int8s = npt.NDArray[np.int8]
+Floats = npt.NDArray[np.float32]
+
+# Columns of an operation. Compiled code keeps their numbers, so they stand here and not in another module.
+NAMES = (
+    "opcode", "target", "banks", "address", "rows", "pixels", "blocks", "row_stride", "block_stride", "local", "row_pitch",
+    "block_pitch", "first_row", "shape", "first", "last", "lut", "lut_slot", "lut_after_add", "residual", "mode", "in_blocks",
+    "out_blocks", "kernel_h", "kernel_w", "stride_y", "stride_x", "dilation_y", "dilation_x", "cols", "pad_value", "start_y",
+    "start_x", "in_rows", "in_cols", "zero_point", "low", "high", "parameter", "feature", "weight", "result", "operand",
+)  # fmt: skip
+(OPCODE, TARGET, MASK, ADDRESS, ROWS, PIXELS, BLOCKS, ROW_STRIDE, BLOCK_STRIDE, LOCAL, ROW_PITCH, BLOCK_PITCH, FIRST_ROW,
+ SHAPE, FIRST, LAST, LUT, LUT_SLOT, LUT_AFTER_ADD, RESIDUAL, MODE, IN_BLOCKS, OUT_BLOCKS, KERNEL_H, KERNEL_W, STRIDE_Y,
+ STRIDE_X, DILATION_Y, DILATION_X, COLS, PAD_VALUE, START_Y, START_X, IN_ROWS, IN_COLS, ZERO_POINT, LOW, HIGH, PARAMETER,
+ FEATURE, WEIGHT, RESULT, OPERAND) = range(43)  # fmt: skip
+
+LOAD, SAVE, CONV, DWCONV, POOL, ADD, MUL = range(1, 8)
+TO_FEATURE, TO_WEIGHT, TO_PARAMETER, TO_RESULT, TO_LUT = range(5)
+
+
+class Memories(NamedTuple):
+    """Memories of all cores, and the banks. Some arrays are views of others."""
+
+    ddr: Int8s  # [banks, bytes]
+    feature: Int8s  # [cores, lines, 2P, C]
+    weight: Int8s  # [cores, words, C, C]
+    weight_bytes: Int8s  # [cores, bytes], the same memory
+    parameter: Int32s  # [cores, words, 2C]
+    parameter_bytes: Int8s  # [cores, bytes], the same memory
+    result: Int8s  # [cores, words, C]
+    result_bytes: Int8s  # [cores, bytes], the same memory
+    table: Int8s  # [cores, slots * 256]
+    accumulator: Int32s  # [cores, P, C]
+    turn: Ints  # [2]: factor of a pixel's row in its feature bank, pixels of a step
+    stale: Ints  # [cores, 3]: weight words that a float copy was made from (first, count), and whether they changed since
+
+
+@njit(cache=True, nogil=True)
+def _copy_wrapped(source: Int8s, start: int, size: int, memory: Int8s, place: int) -> None:
+    """Copy ``size`` bytes into a memory of its own size, round its end as often as needed."""
+    whole = memory.shape[0]
+    place %= whole
+    done = 0
+    while done < size:
+        step = min(size - done, whole - place)
+        memory[place : place + step] = source[start + done : start + done + step]
+        done += step
+        place = 0 if place + step == whole else place + step
+
+
+@njit(cache=True, nogil=True)
+def _load_features(mem: Memories, c: int, op: Ints, source: Int8s, start: int) -> None:
+    lines, width, channels = mem.feature.shape[1], mem.feature.shape[2], mem.feature.shape[3]
+    memory = mem.feature[c]
+    factor = mem.turn[0]
+    for b in range(op[BLOCKS]):
+        for r in range(op[ROWS]):
+            at = start + (b * op[BLOCK_STRIDE] + r * op[ROW_STRIDE]) * channels
+            line = op[LOCAL] + b * op[BLOCK_PITCH] + r * op[ROW_PITCH]
+            turn = factor * (op[FIRST_ROW] + r)
+            for x in range(op[PIXELS]):
+                place = memory[(line + x // width) % lines, (x + turn) % width]
+                for i in range(channels):
+                    place[i] = source[at + i]
+                at += channels
+
+
+@njit(cache=True, nogil=True)
+def _load(mem: Memories, c: int, op: Ints, source: Int8s, base: int) -> None:
+    start = base + op[ADDRESS]
+    target = op[TARGET]
+    if target == TO_FEATURE:
+        _load_features(mem, c, op, source, start)
+        return
+    channels = mem.feature.shape[3]
+    row_bytes = op[PIXELS] * channels
+    if target == TO_WEIGHT:
+        memory, place = mem.weight_bytes[c], op[LOCAL] * channels * channels
+        first, words = op[LOCAL], op[BLOCKS] * op[ROWS] * op[PIXELS] // channels + 1
+        stale = mem.stale[c]
+        if first + words > mem.weight.shape[1] or (first < stale[0] + stale[1] and stale[0] < first + words):
+            stale[2] = 1
+    elif target == TO_PARAMETER:
+        memory, place = mem.parameter_bytes[c], op[LOCAL] * channels * 8
+    elif target == TO_RESULT:
+        memory, place = mem.result_bytes[c], op[LOCAL] * channels
+    else:
+        memory, place = mem.table[c], op[LOCAL] * 256
+    for b in range(op[BLOCKS]):
+        for r in range(op[ROWS]):
+            at = start + (b * op[BLOCK_STRIDE] + r * op[ROW_STRIDE]) * channels
+            _copy_wrapped(source, at, row_bytes, memory, place)
+            place += row_bytes
+
+
+@njit(cache=True, nogil=True)
+def _save(mem: Memories, c: int, op: Ints, target: Int8s, base: int) -> None:
+    words, channels = mem.result.shape[1], mem.result.shape[2]
+    memory = mem.result[c]
+    place = op[LOCAL]
+    for b in range(op[BLOCKS]):
+        for r in range(op[ROWS]):
+            at = base + op[ADDRESS] + (b * op[BLOCK_STRIDE] + r * op[ROW_STRIDE]) * channels
+            for _ in range(op[PIXELS]):
+                word = memory[place % words]
+                for i in range(channels):
+                    target[at + i] = word[i]
+                at += channels
+                place += 1
+
+
+@njit(cache=True, nogil=True)
+def _clamp(value: int, low: int, high: int) -> int:
+    return min(max(value, low), high)
+
+
+@njit(cache=True, nogil=True)
+def _shift(value: int, amount: int) -> int:
+    """Rounding right shift; the amount has six bits, and 0 counts as 1."""
+    amount = max(amount & 63, 1)
+    return (value + (np.int64(1) << (amount - 1))) >> amount
+
+
+@njit(cache=True, nogil=True)
+def _combine(f: int, o: int, words: Int32s, product: bool) -> int:
+    """ADD or MUL of two values with the constants of a parameter word."""
+    a, b, c = np.int64(words[0]), np.int64(words[1]), np.int64(words[2])
+    rest = np.int64(words[3])
+    value = (f - a) * (o - b) * c if product else f * a + o * b + c
+    zero_point, low, high = np.int8(rest >> 8), np.int8(rest >> 16), np.int8(rest >> 24)
+    return _clamp(_shift(value, rest) + zero_point, low, high)
+
+
+@njit(cache=True, nogil=True)
+def _look_up(mem: Memories, c: int, op: Ints, value: int) -> int:
+    return np.int64(mem.table[c, op[LUT_SLOT] * 256 + value + 128])
+
+
+@njit(cache=True, nogil=True)
+def _put(mem: Memories, c: int, op: Ints, parameter: int, word: int, sums: Int32s) -> None:
+    """Requantise a word of sums, with table and residual as the instruction says, into result word ``word``."""
+    words = mem.parameter.shape[1]
+    constants = mem.parameter[c, parameter % words]
+    place = mem.result[c, word % mem.result.shape[1]]
+    before = op[LUT] != 0 and op[LUT_AFTER_ADD] == 0
+    for o in range(sums.shape[0]):
+        scale = np.int64(constants[2 * o + 1])
+        value = (np.int64(sums[o]) + np.int64(constants[2 * o])) * (scale & 0xFFFF)
+        value = _clamp(_shift(value, scale >> 16) + op[ZERO_POINT], op[LOW], op[HIGH])
+        if before:
+            value = _look_up(mem, c, op, value)
+        if op[RESIDUAL]:
+            value = _combine(value, np.int64(place[o]), mem.parameter[c, (op[PARAMETER] + op[OUT_BLOCKS]) % words], False)
+        if op[LUT] != 0 and not before:
+            value = _look_up(mem, c, op, value)
+        place[o] = np.int8(value)
+
+
+@njit(cache=True, nogil=True)
+def _inside(op: Ints, iy: int, ix: int) -> bool:
+    return 0 <= iy < op[IN_ROWS] and 0 <= ix < op[IN_COLS]
+
+
+@njit(cache=True, nogil=True)
+def _word(mem: Memories, c: int, op: Ints, block: int, y: int, x: int) -> Int8s:
+    """The word of tile pixel (x, y) of a channel block; it must lie inside."""
+    lines, width = mem.feature.shape[1], mem.feature.shape[2]
+    line = op[FEATURE] + block * op[BLOCK_PITCH] + y * op[ROW_PITCH] + x // width
+    return mem.feature[c, line % lines, (x + mem.turn[0] * y) % width]
+
+
+@njit(cache=True, nogil=True)
+def _conv_sums(mem: Memories, c: int, op: Ints, g: int, oy: int, ox: int, sums: Int32s) -> None:
+    """Add a pixel's products to its sums, tap by tap."""
+    channels = sums.shape[0]
+    words = mem.weight.shape[1]
+    padding = np.full(channels, op[PAD_VALUE], np.int8)
+    at = op[WEIGHT] + g * op[KERNEL_H] * op[KERNEL_W] * op[IN_BLOCKS]
+    for ky in range(op[KERNEL_H]):
+        iy = op[START_Y] + oy * op[STRIDE_Y] + ky * op[DILATION_Y]
+        for kx in range(op[KERNEL_W]):
+            ix = op[START_X] + ox * op[STRIDE_X] + kx * op[DILATION_X]
+            inside = _inside(op, iy, ix)
+            for b in range(op[IN_BLOCKS]):
+                feature = _word(mem, c, op, b, iy, ix) if inside else padding
+                weight = mem.weight[c, at % words]
+                for o in range(channels):
+                    total = np.int32(0)
+                    for i in range(channels):
+                        total += np.int32(feature[i]) * np.int32(weight[o, i])
+                    sums[o] += total
+                at += 1
+
+
+@njit(cache=True, nogil=True)
+def _depthwise_sums(mem: Memories, c: int, op: Ints, g: int, oy: int, ox: int, sums: Int32s) -> None:
+    words = mem.weight.shape[1]
+    for ky in range(op[KERNEL_H]):
+        iy = op[START_Y] + oy * op[STRIDE_Y] + ky * op[DILATION_Y]
+        weight = mem.weight[c, (op[WEIGHT] + g * op[KERNEL_H] + ky) % words]
+        for kx in range(op[KERNEL_W]):
+            ix = op[START_X] + ox * op[STRIDE_X] + kx * op[DILATION_X]
+            if _inside(op, iy, ix):
+                feature = _word(mem, c, op, g, iy, ix)
+                for o in range(sums.shape[0]):
+                    sums[o] += np.int32(feature[o]) * np.int32(weight[kx, o])
+            else:
+                for o in range(sums.shape[0]):
+                    sums[o] += np.int32(op[PAD_VALUE]) * np.int32(weight[kx, o])
+
+
+@njit(cache=True, nogil=True)
+def _pool_sums(mem: Memories, c: int, op: Ints, g: int, oy: int, ox: int, sums: Int32s) -> None:
+    for ky in range(op[KERNEL_H]):
+        iy = op[START_Y] + oy * op[STRIDE_Y] + ky * op[DILATION_Y]
+        for kx in range(op[KERNEL_W]):
+            ix = op[START_X] + ox * op[STRIDE_X] + kx * op[DILATION_X]
+            if _inside(op, iy, ix):
+                feature = _word(mem, c, op, g, iy, ix)
+                for o in range(sums.shape[0]):
+                    sums[o] += np.int32(feature[o])
+            else:
+                for o in range(sums.shape[0]):
+                    sums[o] += np.int32(op[PAD_VALUE])
+
+
+@njit(cache=True, nogil=True)
+def _summed(mem: Memories, c: int, op: Ints) -> None:
+    """CONV, DWCONV and POOL of sums, pixel by pixel; accumulators carry over where ``first`` or ``last`` is missing."""
+    kind = op[OPCODE]
+    _, shape_cols = _shape(mem.turn[1], op[SHAPE] if kind == CONV else 0)
+    sums = np.zeros(mem.feature.shape[3], np.int32)
+    for g in range(op[OUT_BLOCKS]):
+        for oy in range(op[ROWS]):
+            for ox in range(op[COLS]):
+                lane = mem.accumulator[c, (oy * shape_cols + ox) % mem.turn[1]]
+                sums[:] = 0
+                if not op[FIRST]:
+                    sums[:] = lane
+                if kind == CONV:
+                    _conv_sums(mem, c, op, g, oy, ox, sums)
+                elif kind == DWCONV:
+                    _depthwise_sums(mem, c, op, g, oy, ox, sums)
+                else:
+                    _pool_sums(mem, c, op, g, oy, ox, sums)
+                if op[LAST]:
+                    parameter = op[PARAMETER] + (0 if kind == POOL else g)
+                    _put(mem, c, op, parameter, op[RESULT] + (g * op[ROWS] + oy) * op[COLS] + ox, sums)
+                else:
+                    lane[:] = sums
+    if op[LAST]:
+        mem.accumulator[c] = 0
+    elif op[FIRST]:
+        for lane_number in range(mem.turn[1]):  # pixels outside the map hold nothing
+            if lane_number // shape_cols >= op[ROWS] or lane_number % shape_cols >= op[COLS]:
+                mem.accumulator[c, lane_number] = 0
+
+
+@njit(cache=True, nogil=True)
+def _shape(pixels: int, shape: int) -> tuple[int, int]:
+    if shape == 0:
+        return 1, pixels
+    if shape == 2:
+        return pixels, 1
+    side = int(np.sqrt(pixels) + 0.5)
+    if side * side == pixels:
+        return side, side
+    return 2, pixels // 2
+
+
+@njit(cache=True, nogil=True)
+def _maximum(mem: Memories, c: int, op: Ints) -> None:
+    channels, words = mem.feature.shape[3], mem.result.shape[1]
+    best = np.zeros(channels, np.int64)
+    for g in range(op[OUT_BLOCKS]):
+        for oy in range(op[ROWS]):
+            for ox in range(op[COLS]):
+                best[:] = -128
+                for ky in range(op[KERNEL_H]):
+                    iy = op[START_Y] + oy * op[STRIDE_Y] + ky * op[DILATION_Y]
+                    for kx in range(op[KERNEL_W]):
+                        ix = op[START_X] + ox * op[STRIDE_X] + kx * op[DILATION_X]
+                        if _inside(op, iy, ix):
+                            feature = _word(mem, c, op, g, iy, ix)
+                            for o in range(channels):
+                                best[o] = max(best[o], np.int64(feature[o]))
+                        else:
+                            for o in range(channels):
+                                best[o] = max(best[o], op[PAD_VALUE])
+                place = mem.result[c, (op[RESULT] + (g * op[ROWS] + oy) * op[COLS] + ox) % words]
+                for o in range(channels):
+                    value = _clamp(best[o], op[LOW], op[HIGH])
+                    place[o] = np.int8(_look_up(mem, c, op, value) if op[LUT] else value)
+    mem.accumulator[c] = 0
+
+
+@njit(cache=True, nogil=True)
+def _pointwise(mem: Memories, c: int, op: Ints) -> None:
+    words, channels = mem.result.shape[1], mem.result.shape[2]
+    product = op[OPCODE] == MUL
+    constants = mem.parameter[c, op[PARAMETER] % mem.parameter.shape[1]]
+    number = 0
+    for g in range(op[OUT_BLOCKS]):
+        for y in range(op[ROWS]):
+            for x in range(op[COLS]):
+                feature = _word(mem, c, op, g, y, x)
+                operand = mem.result[c, (op[OPERAND] + (g if product and op[MODE] else number)) % words]
+                place = mem.result[c, (op[RESULT] + number) % words]
+                for o in range(channels):
+                    value = _combine(np.int64(feature[o]), np.int64(operand[o]), constants, product)
+                    place[o] = np.int8(_look_up(mem, c, op, value) if op[LUT] else value)
+                number += 1
+
+
+@njit(cache=True, nogil=True)
+def execute(mem: Memories, bases: Ints, home: Ints, cores: Ints, ops: Ints, number: int, few: int) -> int:
+    """Execute operations from ``number`` on, up to a CONV that a matrix product does faster; returns its number.
+
+    ``bases`` [banks]: first byte of the window; ``home`` [cores]: bank of a core; ``cores`` [n], ``ops`` [n, 43];
+    ``few``: a CONV of at most so many output pixels is done here.
+    """
+    while number < len(ops):
+        op = ops[number]
+        c = cores[number]
+        kind = op[OPCODE]
+        if kind == LOAD:
+            _load(mem, c, op, mem.ddr[home[c]], bases[home[c]])
+        elif kind == SAVE:
+            for b in range(bases.shape[0]):
+                if op[MASK] >> b & 1:
+                    _save(mem, c, op, mem.ddr[b], bases[b])
+        elif kind == CONV and op[FIRST] and op[LAST] and op[ROWS] * op[COLS] > few:
+            return number
+        elif kind == POOL and op[MODE] == 0:
+            _maximum(mem, c, op)
+        elif kind == ADD or kind == MUL:
+            _pointwise(mem, c, op)
+        elif kind == CONV or kind == DWCONV or kind == POOL:
+            _summed(mem, c, op)
+        number += 1
+    return number
+
+
+@njit(cache=True, nogil=True)
+def gather(mem: Memories, c: int, op: Ints, matrix: Floats) -> None:
+    """Fill ``matrix`` [rows * cols, kernel_h * kernel_w * in_blocks * C] with the features under each output pixel."""
+    lines, width, channels = mem.feature.shape[1], mem.feature.shape[2], mem.feature.shape[3]
+    memory = mem.feature[c]
+    factor = mem.turn[0]
+    pixel = 0
+    for oy in range(op[ROWS]):
+        for ox in range(op[COLS]):
+            row = matrix[pixel]
+            pixel += 1
+            at = 0
+            for ky in range(op[KERNEL_H]):
+                iy = op[START_Y] + oy * op[STRIDE_Y] + ky * op[DILATION_Y]
+                for kx in range(op[KERNEL_W]):
+                    ix = op[START_X] + ox * op[STRIDE_X] + kx * op[DILATION_X]
+                    if not _inside(op, iy, ix):
+                        row[at : at + op[IN_BLOCKS] * channels] = op[PAD_VALUE]
+                        at += op[IN_BLOCKS] * channels
+                        continue
+                    line = op[FEATURE] + iy * op[ROW_PITCH] + ix // width
+                    bank = (ix + factor * iy) % width
+                    for b in range(op[IN_BLOCKS]):
+                        word = memory[(line + b * op[BLOCK_PITCH]) % lines, bank]
+                        for i in range(channels):
+                            row[at + i] = word[i]
+                        at += channels
+
+
+@njit(cache=True, nogil=True)
+def spread_weights(mem: Memories, c: int, op: Ints, matrix: Floats) -> None:
+    """Fill ``matrix`` [out_blocks * C, kernel_h * kernel_w * in_blocks * C] with the weights of a CONV."""
+    words, channels = mem.weight.shape[1], mem.weight.shape[2]
+    depth = op[KERNEL_H] * op[KERNEL_W] * op[IN_BLOCKS]
+    at = op[WEIGHT]
+    for g in range(op[OUT_BLOCKS]):
+        for tap in range(depth):
+            word = mem.weight[c, at % words]
+            at += 1
+            for o in range(channels):
+                for i in range(channels):
+                    matrix[g * channels + o, tap * channels + i] = word[o, i]
+
+
+@njit(cache=True, nogil=True)
+def finish(mem: Memories, c: int, op: Ints, parts: Floats) -> None:
+    """Requantise partial sums ``parts`` [parts, rows * cols, out_blocks * C] (each exact) into the results."""
+    channels = mem.feature.shape[3]
+    pixels = op[ROWS] * op[COLS]
+    sums = np.zeros(channels, np.int32)
+    for g in range(op[OUT_BLOCKS]):
+        for pixel in range(pixels):
+            for o in range(channels):
+                sums[o] = np.int32(parts[0, pixel, g * channels + o])
+            for part in range(1, parts.shape[0]):
+                for o in range(channels):
+                    sums[o] += np.int32(parts[part, pixel, g * channels + o])
+            _put(mem, c, op, op[PARAMETER] + g, op[RESULT] + g * pixels + pixel, sums)
+    mem.accumulator[c] = 0
