@@ -3,6 +3,6 @@
 It must not import the static compiler or onnx.
 """
 
-from corepool.compiler.dynamic.link import Linked, link
+from corepool.compiler.dynamic.linker import Linked, link
 
 __all__ = ["Linked", "link"]

@@ -25,7 +25,7 @@ from corepool.compiler.tables import (
 )
 from corepool.config import HardwareConfig
 from corepool.errors import LinkError
-from corepool.isa.table import INSTRUCTION_BYTES, Opcode, Target, field_of
+from corepool.isa.table import INSTRUCTION_BYTES, Opcode, field_of
 
 Int32Array = npt.NDArray[np.int32]
 IntArray = npt.NDArray[np.int64]
@@ -57,9 +57,10 @@ _TARGET = np.uint64(field_of(Opcode.LOAD, "target").shift)
 _SYNC_LAYER = np.uint64(field_of(Opcode.SYNC, "layer").shift)
 _SYNC_CORES = np.uint64(field_of(Opcode.SYNC, "cores").shift)
 _SYNC, _END = np.uint64(int(Opcode.SYNC)), np.uint64(int(Opcode.END))
-_ADD, _MUL = np.uint64(int(Opcode.ADD)), np.uint64(int(Opcode.MUL))
-_T_WEIGHT, _T_PARAMETER = np.uint64(int(Target.WEIGHT)), np.uint64(int(Target.PARAMETER))
-_HAS_WEIGHTS = (np.uint64(int(Opcode.CONV)), np.uint64(int(Opcode.DWCONV)))
+_DWCONV, _ADD = np.uint64(int(Opcode.DWCONV)), np.uint64(int(Opcode.ADD))
+
+
+NOWHERE = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -93,80 +94,73 @@ class Linked:
 
 
 @numba.njit(cache=True, nogil=True)
-def _overlaps(ifps: Int32Array, p: int, box: IntArray) -> bool:
-    """Whether a package's result meets a region (rows, rows end, blocks, blocks end)."""
-    return (
-        ifps[p, OUT_ROW] < box[1]
-        and box[0] < ifps[p, OUT_ROW_END]
-        and ifps[p, OUT_BLOCK] < box[3]
-        and box[2] < ifps[p, OUT_BLOCK_END]
-    )
-
-
-@numba.njit(cache=True, nogil=True)
 def _deal_all(
-    layers: Int32Array, choice: Int32Array, tilings: Int32Array, ifps: Int32Array, first_layer: int, cores: int, dealt: IntArray, boxes: IntArray
-) -> int:  # fmt: skip
-    """Deal every layer and find the region that each core reads: ``boxes`` [layers, 2, cores, 4]. Returns an upper bound of instructions."""
+    layers: Int32Array, choice: Int32Array, tilings: Int32Array, ifps: Int32Array, first_layer: int, bank_of: IntArray, dealt: IntArray,
+    boxes: IntArray,
+) -> None:  # fmt: skip
+    """Deal every layer, and find the region that the cores of each bank read: ``boxes`` [layers, 2, banks, 4]."""
+    cores = len(bank_of)
     latency = np.empty(len(ifps), np.int64)
-    packages = 0
     for layer in range(first_layer, len(layers)):
         tiling = layers[layer, FIRST_TILING] + choice[layer, cores - 1]
         begin = tilings[tiling, FIRST_IFP]
         end = begin + tilings[tiling, IFPS]
-        packages += end - begin
         for p in range(begin, end):
             latency[p] = ifps[p, LATENCY]
         deal(latency, begin, end, cores, dealt[layer])
-        for core in range(cores):
-            for operand in range(2):
-                box = boxes[layer, operand, core]
-                box[0], box[1], box[2], box[3] = 1 << 30, 0, 1 << 30, 0
-                base = OPERAND_ROW if operand else IN_ROW
+        for operand in range(2):
+            base = OPERAND_ROW if operand else IN_ROW
+            for bank in range(boxes.shape[2]):
+                boxes[layer, operand, bank, 0] = boxes[layer, operand, bank, 2] = NOWHERE
+                boxes[layer, operand, bank, 1] = boxes[layer, operand, bank, 3] = 0
+            for core in range(cores):
+                bank = bank_of[core]
+                row, row_end, block, block_end = NOWHERE, 0, NOWHERE, 0
                 for p in range(dealt[layer, core], dealt[layer, core + 1]):
-                    box[0] = min(box[0], ifps[p, base])
-                    box[1] = max(box[1], ifps[p, base + 1])
-                    box[2] = min(box[2], ifps[p, base + 2])
-                    box[3] = max(box[3], ifps[p, base + 3])
-    return packages
+                    row, row_end = min(row, ifps[p, base]), max(row_end, ifps[p, base + 1])
+                    block, block_end = min(block, ifps[p, base + 2]), max(block_end, ifps[p, base + 3])
+                boxes[layer, operand, bank, 0] = min(boxes[layer, operand, bank, 0], row)
+                boxes[layer, operand, bank, 1] = max(boxes[layer, operand, bank, 1], row_end)
+                boxes[layer, operand, bank, 2] = min(boxes[layer, operand, bank, 2], block)
+                boxes[layer, operand, bank, 3] = max(boxes[layer, operand, bank, 3], block_end)
 
 
 @numba.njit(cache=True, nogil=True)
-def _bank_mask(
-    p: int, layer: int, layers: Int32Array, consumers: Int32Array, ifps: Int32Array, boxes: IntArray, bank_of: IntArray
-) -> int:
-    """The banks of the cores that read a package's result, and the home bank for what the host reads."""
-    mask = 0
-    if layers[layer, IS_OUTPUT]:
-        mask |= 1 << bank_of[0]
+def _bank_mask(p: int, layer: int, layers: Int32Array, consumers: Int32Array, ifps: Int32Array, boxes: IntArray, home: int) -> int:
+    """The banks whose cores read a package's result, and the home bank for what the host reads."""
+    mask = 1 << home if layers[layer, IS_OUTPUT] else 0
+    row, row_end, block, block_end = ifps[p, OUT_ROW], ifps[p, OUT_ROW_END], ifps[p, OUT_BLOCK], ifps[p, OUT_BLOCK_END]
     first = layers[layer, FIRST_CONSUMER]
     for c in range(first, first + layers[layer, CONSUMERS]):
-        regions = boxes[consumers[c, CONSUMER], consumers[c, AS_OPERAND]]
-        for core in range(len(bank_of)):
-            bit = 1 << bank_of[core]
-            if not mask & bit and _overlaps(ifps, p, regions[core]):
-                mask |= bit
-    if mask == 0:  # nobody reads it, but a SAVE must write somewhere
-        mask = 1 << bank_of[0]
-    return mask
+        reader, operand = consumers[c, CONSUMER], consumers[c, AS_OPERAND]
+        for bank in range(boxes.shape[2]):
+            if (
+                not mask >> bank & 1
+                and row < boxes[reader, operand, bank, 1]
+                and boxes[reader, operand, bank, 0] < row_end
+                and block < boxes[reader, operand, bank, 3]
+                and boxes[reader, operand, bank, 2] < block_end
+            ):
+                mask |= 1 << bank
+    return mask if mask else 1 << home  # nobody reads it, but a SAVE must write somewhere
 
 
 @numba.njit(cache=True, nogil=True)
-def _copy_load(
-    code: Words, source: int, out: Words, at: int, weight_buffer: int, feature_buffer: int, result_buffer: int, halves: IntArray, result_size: int
-) -> None:  # fmt: skip
-    """Copy a load and move it into its buffer: ``halves`` = size of a buffer of features, weights, parameters, (results), LUT."""
-    for w in range(4):
-        out[at, w] = code[source, w]
-    target = (code[source, 0] >> _TARGET) & np.uint64(7)
-    t = np.int64(target)
-    if t == 0:
-        shift = feature_buffer * halves[0]
-    elif t == 3:
-        shift = result_buffer * result_size
-    else:
-        shift = weight_buffer * halves[t]
-    out[at, 2] += np.uint64(shift) << _LOCAL
+def _copy_load(code: Words, source: int, out: Words, at: int, moves: Words) -> None:
+    """Copy a load and move it into its buffer: ``moves`` [8] is what to add to ``local``, in place, by target."""
+    word = code[source, 0]
+    out[at, 0], out[at, 1], out[at, 3] = word, code[source, 1], code[source, 3]
+    out[at, 2] = code[source, 2] + moves[(word >> _TARGET) & np.uint64(7)]
+
+
+@numba.njit(cache=True, nogil=True)
+def _set_moves(weight_buffer: int, feature_buffer: int, result_buffer: int, halves: IntArray, result_size: int, moves: Words) -> None:
+    """What loads add to ``local`` for the current buffers. ``halves`` is the size of a buffer by target."""
+    moves[0] = np.uint64(feature_buffer * halves[0]) << _LOCAL
+    moves[1] = np.uint64(weight_buffer * halves[1]) << _LOCAL
+    moves[2] = np.uint64(weight_buffer * halves[2]) << _LOCAL
+    moves[3] = np.uint64(result_buffer * result_size) << _LOCAL
+    moves[4] = np.uint64(weight_buffer * halves[4]) << _LOCAL
 
 
 @numba.njit(cache=True, nogil=True)
@@ -174,17 +168,20 @@ def _copy_compute(
     code: Words, source: int, out: Words, at: int, weight_buffer: int, feature_buffer: int, result_buffer: int, halves: IntArray, result_size: int
 ) -> None:  # fmt: skip
     """Copy a compute instruction and point it at the buffers of its step."""
-    for w in range(4):
-        out[at, w] = code[source, w]
-    opcode = code[source, 0] & np.uint64(15)
-    out[at, 3] += np.uint64(feature_buffer * halves[0]) << _FEATURE
-    out[at, 3] += np.uint64(result_buffer * result_size) << _RESULT
-    out[at, 2] += np.uint64(weight_buffer * halves[2]) << _PARAMETER
-    if opcode == _HAS_WEIGHTS[0] or opcode == _HAS_WEIGHTS[1]:
-        out[at, 3] += np.uint64(weight_buffer * halves[1]) << _WEIGHT
-    if opcode == _ADD or opcode == _MUL:
-        out[at, 1] += np.uint64(result_buffer * result_size) << _OPERAND
-    out[at, 0] |= np.uint64(weight_buffer) << _LUT_SLOT
+    word = code[source, 0]
+    opcode = word & np.uint64(15)
+    weighted = np.uint64(opcode <= _DWCONV)  # CONV and DWCONV
+    operand = np.uint64(opcode >= _ADD)  # ADD and MUL
+    result = np.uint64(result_buffer * result_size)
+    out[at, 0] = word | np.uint64(weight_buffer) << _LUT_SLOT
+    out[at, 1] = code[source, 1] + ((operand * result) << _OPERAND)
+    out[at, 2] = code[source, 2] + (np.uint64(weight_buffer * halves[2]) << _PARAMETER)
+    out[at, 3] = (
+        code[source, 3]
+        + (np.uint64(feature_buffer * halves[0]) << _FEATURE)
+        + (result << _RESULT)
+        + ((weighted * np.uint64(weight_buffer * halves[1])) << _WEIGHT)
+    )
 
 
 @numba.njit(cache=True, nogil=True)
@@ -195,6 +192,7 @@ def _emit_core(
 ) -> int:  # fmt: skip
     """Write one core's stream from ``out[at]`` on; returns the place behind it."""
     begin_of_stream = at
+    moves = np.zeros(8, np.uint64)
     weight_buffer, feature_buffer = 1, 1
     weight_key, feature_key = -1, -1
     hoisted = False  # weights of the layer's first step were loaded before the SYNC
@@ -215,7 +213,7 @@ def _emit_core(
         if not hoisted:
             weight_key = -1
         for p in range(begin, end):
-            mask = _bank_mask(p, layer, layers, consumers, ifps, boxes, bank_of)
+            mask = _bank_mask(p, layer, layers, consumers, ifps, boxes, bank_of[0])
             for s in range(ifps[p, FIRST_STEP], ifps[p, FIRST_STEP] + ifps[p, STEPS]):
                 source = steps[s, FIRST]
                 loads = 0
@@ -224,8 +222,9 @@ def _emit_core(
                 if count and steps[s, WEIGHT_KEY] != weight_key:
                     weight_buffer ^= 1
                     weight_key = steps[s, WEIGHT_KEY]
+                    _set_moves(weight_buffer, feature_buffer, saved % buffers, halves, result_size, moves)
                     for i in range(count):
-                        _copy_load(code, source + i, out, at, weight_buffer, 0, 0, halves, result_size)
+                        _copy_load(code, source + i, out, at, moves)
                         at += 1
                     loads += count
                 source += count
@@ -233,17 +232,21 @@ def _emit_core(
                 if count and steps[s, FEATURE_KEY] != feature_key:
                     feature_buffer ^= 1
                     feature_key = steps[s, FEATURE_KEY]
+                    _set_moves(weight_buffer, feature_buffer, saved % buffers, halves, result_size, moves)
                     for i in range(count):
-                        _copy_load(code, source + i, out, at, 0, feature_buffer, 0, halves, result_size)
+                        _copy_load(code, source + i, out, at, moves)
                         at += 1
                     loads += count
                 source += count
                 result_buffer = saved % buffers
-                for i in range(steps[s, OPERANDS]):
-                    _copy_load(code, source + i, out, at, 0, 0, result_buffer, halves, result_size)
-                    at += 1
-                    loads += 1
-                source += steps[s, OPERANDS]
+                count = steps[s, OPERANDS]
+                if count:
+                    _set_moves(weight_buffer, feature_buffer, result_buffer, halves, result_size, moves)
+                    for i in range(count):
+                        _copy_load(code, source + i, out, at, moves)
+                        at += 1
+                    loads += count
+                source += count
                 if loads and compute2 >= 0:
                     out[first_load, 0] |= _WAIT_NEXT
                     out[compute2, 0] |= _RAISE_PREV
@@ -287,10 +290,11 @@ def _emit_core(
             if count:
                 weight_buffer ^= 1
                 weight_key = steps[s, WEIGHT_KEY]
+                _set_moves(weight_buffer, feature_buffer, 0, halves, 0, moves)
                 if compute2 >= 0:
                     out[compute2, 0] |= _RAISE_PREV
                 for i in range(count):
-                    _copy_load(code, steps[s, FIRST] + i, out, at, weight_buffer, 0, 0, halves, 1)
+                    _copy_load(code, steps[s, FIRST] + i, out, at, moves)
                     if i == 0 and compute2 >= 0:
                         out[at, 0] |= _WAIT_NEXT
                     at += 1
@@ -310,7 +314,7 @@ def _link(
     starts: Int32Array, dealt: IntArray, boxes: IntArray,
 ) -> None:  # fmt: skip
     cores = len(bank_of)
-    _deal_all(layers, choice, tilings, ifps, first_layer, cores, dealt, boxes)
+    _deal_all(layers, choice, tilings, ifps, first_layer, bank_of, dealt, boxes)
     at = 0
     for core in range(cores):
         bounds[core] = at
@@ -342,7 +346,7 @@ def link(package: ModelPackage, cores: Sequence[int], config: HardwareConfig, fi
     left = len(layers) - first_layer
     out = np.empty((int(package.stream_bound[count - 1]), 4), np.uint64)
     bounds, starts = np.empty(count + 1, np.int64), np.empty((count, left), np.int32)
-    dealt, boxes = np.zeros((len(layers), count + 1), np.int64), np.empty((len(layers), 2, count, 4), np.int64)
+    dealt, boxes = np.zeros((len(layers), count + 1), np.int64), np.empty((len(layers), 2, config.banks, 4), np.int64)
     sync_cores = sum(1 << core for core in cores)
     _link(
         layers, package.choice, package.tilings, package.ifps, package.steps, package.code, package.consumers, first_layer, bank_of,
