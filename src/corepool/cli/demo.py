@@ -162,8 +162,7 @@ def _play(device: Any, package: ModelPackage, config: HardwareConfig, frames: in
         cycles = package.meta["predicted_cycles"][len(cores) - 1]
         tenants.append(Tenant("ABCDEFGH"[index], session, {session.inputs[0].name: image}, cycles))
     say.say(f"{len(tenants)} tenants with {_sizes(before)} cores, all at the same time")
-    horizon = frames * max(tenant.frame_cycles for tenant in tenants)
-    first = Phase(before, serve(tenants, horizon, _announcer(say, tenants, names)))
+    first = Phase(before, serve(tenants, frames=frames, seen=_announcer(say, tenants, names)))
     horizon = max(frame.end_cycle for frame in first.frames) - min(frame.start_cycle for frame in first.frames)
     say.show("", _phase_table(f"with {_sizes(before)} cores", first, names, config))
     cycle, begin = device.cycle, time.perf_counter()
@@ -172,7 +171,7 @@ def _play(device: Any, package: ModelPackage, config: HardwareConfig, frames: in
     say.show("", _redeal_table(placements, before, redeal_ms))
     for tenant, cores in zip(tenants, after, strict=True):
         tenant.frame_cycles = package.meta["predicted_cycles"][len(cores) - 1]
-    second = Phase(after, serve(tenants, horizon))
+    second = Phase(after, serve(tenants, horizon_cycles=horizon))
     say.show("", _phase_table(f"with {_sizes(after)} cores", second, names, config), "")
     _check_equal(tenants, [*first.frames, *second.frames])
     for tenant in tenants:

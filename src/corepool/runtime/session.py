@@ -148,8 +148,15 @@ class Session:
         self.release()
         return self.place(prepared)
 
-    def start(self, inputs: Mapping[str, Array] | None) -> None:
+    @property
+    def running(self) -> bool:
+        """True from ``start`` until the inference has ended."""
+        return self._lease is not None and self.device.running(self._lease)
+
+    def start(self, inputs: Mapping[str, Array] | None) -> int:
         """Upload the inputs and start an inference; ``finish`` waits for it. ``None`` leaves the inputs as they are.
+
+        Returns the device cycle at which it starts.
 
         Raises InputError that lists what is wrong with the inputs and what is expected.
         """
@@ -158,7 +165,17 @@ class Session:
             check_inputs(self.inputs, inputs)
             for port in self.inputs:
                 self.device.write(lease, port.offset, pack(port, inputs[port.name]))
-        self.device.start(lease)
+        return self.device.start(lease)
+
+    def advance(self, cycles: int) -> None:
+        """Let device time pass until the inference has ended, but at most so many cycles."""
+        lease = self._open()
+        if self.device.running(lease):
+            try:
+                self.device.wait(lease, cycles)
+            except DeviceError:
+                if not self.device.running(lease):
+                    raise
 
     def finish(self, timeout_cycles: int | None = None) -> Result:
         """Wait for the inference and fetch its outputs. Raises FaultError if a fault stopped it."""

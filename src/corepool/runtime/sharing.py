@@ -18,8 +18,8 @@ from corepool.runtime.session import Result, Session
 
 @dataclass
 class Tenant:
-    """A user of the device: a session and the inputs of every frame. ``frame_cycles`` is how long a frame will take, as
-    far as is known; it only decides whom to wait for first."""
+    """A user of the device: a session and the inputs of every frame. ``frame_cycles`` is about how long a frame takes;
+    the first frame of each tenant is looked for in steps of a small part of it."""
 
     name: str
     session: Session
@@ -38,35 +38,61 @@ class Frame:
     result: Result
 
 
-def serve(tenants: Sequence[Tenant], horizon_cycles: int, seen: Callable[[Frame], None] | None = None) -> list[Frame]:
-    """Let all tenants run frames back to back for about ``horizon_cycles`` of device time, and at least one each.
+def serve(
+    tenants: Sequence[Tenant],
+    *,
+    frames: int | None = None,
+    horizon_cycles: int | None = None,
+    seen: Callable[[Frame], None] | None = None,
+) -> list[Frame]:
+    """Let all tenants run frames back to back at the same time: ``frames`` each, or as many as end within
+    ``horizon_cycles`` of device time (at least one each).
 
-    A tenant begins another frame only if it will end within the horizon. ``seen`` is told of each frame as it ends.
-    Frames come in the order in which they end. Raises what ``Session.run`` raises.
+    ``seen`` is told of each frame as it ends. Frames come in the order in which they end. Raises what ``Session.run``
+    raises, and ValueError unless exactly one of the two limits is given.
     """
-    frames: list[Frame] = []
-    for tenant in tenants:
+    if (frames is None) == (horizon_cycles is None):
+        raise ValueError("serve needs either a number of frames or a horizon")
+    made: list[Frame] = []
+    pending: dict[int, int | None] = {}  # tenant: when its frame will end, if that is known
+    for index, tenant in enumerate(tenants):
         tenant.session.start(tenant.inputs)
-    begin = min((tenant.session.device.cycle for tenant in tenants), default=0)
-    due = {index: begin + tenant.frame_cycles for index, tenant in enumerate(tenants)}
-    slack = horizon_cycles // 50  # leases start at slot boundaries, so frames drift by a few cycles
-    while due:
-        index = min(due, key=lambda each: (due[each], each))
-        tenant = tenants[index]
-        result = tenant.session.finish()
-        done = result.completion
-        tenant.frame_cycles = done.cycles
-        frame = Frame(tenant.name, tenant.session.cores, done.start_cycle, done.end_cycle, result)
-        frames.append(frame)
-        if seen is not None:
-            seen(frame)
-        now = tenant.session.device.cycle
-        if now + done.cycles <= begin + horizon_cycles + slack:
-            tenant.session.start(tenant.inputs)
-            due[index] = now + done.cycles
-        else:
-            del due[index]
-    return sorted(frames, key=lambda frame: (frame.end_cycle, frame.tenant))
+        pending[index] = None
+    begin = tenants[0].session.device.cycle if tenants else 0
+    counts = [0] * len(tenants)
+    while pending:
+        _advance(tenants, pending)
+        for index in [each for each in pending if not tenants[each].session.running]:
+            tenant = tenants[index]
+            result = tenant.session.finish()
+            done = result.completion
+            frame = Frame(tenant.name, tenant.session.cores, done.start_cycle, done.end_cycle, result)
+            made.append(frame)
+            counts[index] += 1
+            if seen is not None:
+                seen(frame)
+            # Leases start at slot boundaries, so frames drift by a few cycles: a frame may end a little late.
+            late = done.end_cycle + done.cycles > begin + (horizon_cycles or 0) * 1.02
+            if counts[index] == frames if frames is not None else late:
+                del pending[index]
+            else:
+                pending[index] = tenant.session.start(tenant.inputs) + done.cycles
+    return sorted(made, key=lambda frame: (frame.end_cycle, frame.tenant))
+
+
+def _advance(tenants: Sequence[Tenant], pending: Mapping[int, int | None]) -> None:
+    """Let device time pass until a frame ends, or until one may have ended whose length is not known yet."""
+    known = [(due, index) for index, due in pending.items() if due is not None]
+    unknown = [index for index, due in pending.items() if due is None]
+    now = next(iter(tenants)).session.device.cycle
+    if not unknown:
+        due, index = min(known)
+        tenants[index].session.advance(max(due - now, 1))
+        return
+    step = max(min(tenants[index].frame_cycles for index in unknown) // 256, 1)
+    if known:
+        step = max(min(step, min(known)[0] - now), 1)
+    tenants[unknown[0]].session.advance(step)
 
 
 def shares(cores: int) -> tuple[list[range], list[range]]:
