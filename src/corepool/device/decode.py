@@ -12,7 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from corepool.config import HardwareConfig
-from corepool.isa.table import INSTRUCTION_BYTES, INSTRUCTIONS, OPCODE, Opcode, Shape, Target, Unit, fields_of, reserved_mask
+from corepool.isa.table import (
+    INSTRUCTION_BYTES,
+    INSTRUCTIONS,
+    OPCODE,
+    Opcode,
+    Shape,
+    Target,
+    Unit,
+    fields_of,
+    reserved_mask,
+)
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]

@@ -1,11 +1,11 @@
 """What instructions do to the physical memories of the cores and to DDR: compiled loops, bit-exact as in the manual.
 
-It must not know time, leases or the host. Addresses are taken as they come: on-chip ones wrap, those in DDR were checked.
+It must not know time, leases or the host. Addresses are taken as they come: on-chip ones wrap, DDR's were checked.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,18 +15,22 @@ Ints = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
 Int8s = npt.NDArray[np.int8]
 Floats = npt.NDArray[np.float32]
+Int = Any  # a machine integer: Python's outside, an int64 in compiled code
+Word = Any  # int8 [C], a view
 
 # Columns of an operation. Compiled code keeps their numbers, so they stand here and not in another module.
 NAMES = (
-    "opcode", "target", "banks", "address", "rows", "pixels", "blocks", "row_stride", "block_stride", "local", "row_pitch",
-    "block_pitch", "first_row", "shape", "first", "last", "lut", "lut_slot", "lut_after_add", "residual", "mode", "in_blocks",
-    "out_blocks", "kernel_h", "kernel_w", "stride_y", "stride_x", "dilation_y", "dilation_x", "cols", "pad_value", "start_y",
-    "start_x", "in_rows", "in_cols", "zero_point", "low", "high", "parameter", "feature", "weight", "result", "operand",
+    "opcode", "target", "banks", "address", "rows", "pixels", "blocks", "row_stride", "block_stride", "local",
+    "row_pitch", "block_pitch", "first_row", "shape", "first", "last", "lut", "lut_slot", "lut_after_add",
+    "residual", "mode", "in_blocks", "out_blocks", "kernel_h", "kernel_w", "stride_y", "stride_x", "dilation_y",
+    "dilation_x", "cols", "pad_value", "start_y", "start_x", "in_rows", "in_cols", "zero_point", "low", "high",
+    "parameter", "feature", "weight", "result", "operand",
 )  # fmt: skip
-(OPCODE, TARGET, MASK, ADDRESS, ROWS, PIXELS, BLOCKS, ROW_STRIDE, BLOCK_STRIDE, LOCAL, ROW_PITCH, BLOCK_PITCH, FIRST_ROW,
- SHAPE, FIRST, LAST, LUT, LUT_SLOT, LUT_AFTER_ADD, RESIDUAL, MODE, IN_BLOCKS, OUT_BLOCKS, KERNEL_H, KERNEL_W, STRIDE_Y,
- STRIDE_X, DILATION_Y, DILATION_X, COLS, PAD_VALUE, START_Y, START_X, IN_ROWS, IN_COLS, ZERO_POINT, LOW, HIGH, PARAMETER,
- FEATURE, WEIGHT, RESULT, OPERAND) = range(43)  # fmt: skip
+(OPCODE, TARGET, MASK, ADDRESS, ROWS, PIXELS, BLOCKS, ROW_STRIDE, BLOCK_STRIDE, LOCAL, ROW_PITCH,
+ BLOCK_PITCH, FIRST_ROW, SHAPE, FIRST, LAST, LUT, LUT_SLOT, LUT_AFTER_ADD, RESIDUAL, MODE, IN_BLOCKS,
+ OUT_BLOCKS, KERNEL_H, KERNEL_W, STRIDE_Y, STRIDE_X, DILATION_Y, DILATION_X, COLS, PAD_VALUE,
+ START_Y, START_X, IN_ROWS, IN_COLS, ZERO_POINT, LOW, HIGH, PARAMETER, FEATURE, WEIGHT, RESULT,
+ OPERAND) = range(43)  # fmt: skip
 
 LOAD, SAVE, CONV, DWCONV, POOL, ADD, MUL = range(1, 8)
 TO_FEATURE, TO_WEIGHT, TO_PARAMETER, TO_RESULT, TO_LUT = range(5)
@@ -46,11 +50,13 @@ class Memories(NamedTuple):
     table: Int8s  # [cores, slots * 256]
     accumulator: Int32s  # [cores, P, C]
     turn: Ints  # [2]: factor of a pixel's row in its feature bank, pixels of a step
-    stale: Ints  # [cores, 3]: weight words that a float copy was made from (first, count), and whether they changed since
+    stale: (
+        Ints  # [cores, 3]: weight words that a float copy was made from (first, count), and whether they changed since
+    )
 
 
 @njit(cache=True, nogil=True)
-def _copy_wrapped(source: Int8s, start: int, size: int, memory: Int8s, place: int) -> None:
+def _copy_wrapped(source: Int8s, start: Int, size: Int, memory: Int8s, place: Int) -> None:
     """Copy ``size`` bytes into a memory of its own size, round its end as often as needed."""
     whole = memory.shape[0]
     place %= whole
@@ -63,7 +69,7 @@ def _copy_wrapped(source: Int8s, start: int, size: int, memory: Int8s, place: in
 
 
 @njit(cache=True, nogil=True)
-def _load_features(mem: Memories, c: int, op: Ints, source: Int8s, start: int) -> None:
+def _load_features(mem: Memories, c: Int, op: Ints, source: Int8s, start: Int) -> None:
     lines, width, channels = mem.feature.shape[1], mem.feature.shape[2], mem.feature.shape[3]
     memory = mem.feature[c]
     factor = mem.turn[0]
@@ -80,7 +86,7 @@ def _load_features(mem: Memories, c: int, op: Ints, source: Int8s, start: int) -
 
 
 @njit(cache=True, nogil=True)
-def _load(mem: Memories, c: int, op: Ints, source: Int8s, base: int) -> None:
+def _load(mem: Memories, c: Int, op: Ints, source: Int8s, base: Int) -> None:
     start = base + op[ADDRESS]
     target = op[TARGET]
     if target == TO_FEATURE:
@@ -108,7 +114,7 @@ def _load(mem: Memories, c: int, op: Ints, source: Int8s, base: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _save(mem: Memories, c: int, op: Ints, target: Int8s, base: int) -> None:
+def _save(mem: Memories, c: Int, op: Ints, target: Int8s, base: Int) -> None:
     words, channels = mem.result.shape[1], mem.result.shape[2]
     memory = mem.result[c]
     place = op[LOCAL]
@@ -124,19 +130,19 @@ def _save(mem: Memories, c: int, op: Ints, target: Int8s, base: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _clamp(value: int, low: int, high: int) -> int:
+def _clamp(value: Int, low: Int, high: Int) -> Int:
     return min(max(value, low), high)
 
 
 @njit(cache=True, nogil=True)
-def _shift(value: int, amount: int) -> int:
+def _shift(value: Int, amount: Int) -> Int:
     """Rounding right shift; the amount has six bits, and 0 counts as 1."""
     amount = max(amount & 63, 1)
     return (value + (np.int64(1) << (amount - 1))) >> amount
 
 
 @njit(cache=True, nogil=True)
-def _combine(f: int, o: int, words: Int32s, product: bool) -> int:
+def _combine(f: Int, o: Int, words: Int32s, product: bool) -> Int:
     """ADD or MUL of two values with the constants of a parameter word."""
     a, b, c = np.int64(words[0]), np.int64(words[1]), np.int64(words[2])
     rest = np.int64(words[3])
@@ -146,12 +152,12 @@ def _combine(f: int, o: int, words: Int32s, product: bool) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _look_up(mem: Memories, c: int, op: Ints, value: int) -> int:
+def _look_up(mem: Memories, c: Int, op: Ints, value: Int) -> Int:
     return np.int64(mem.table[c, op[LUT_SLOT] * 256 + value + 128])
 
 
 @njit(cache=True, nogil=True)
-def _put(mem: Memories, c: int, op: Ints, parameter: int, word: int, sums: Int32s) -> None:
+def _put(mem: Memories, c: Int, op: Ints, parameter: Int, word: Int, sums: Int32s) -> None:
     """Requantise a word of sums, with table and residual as the instruction says, into result word ``word``."""
     words = mem.parameter.shape[1]
     constants = mem.parameter[c, parameter % words]
@@ -164,19 +170,21 @@ def _put(mem: Memories, c: int, op: Ints, parameter: int, word: int, sums: Int32
         if before:
             value = _look_up(mem, c, op, value)
         if op[RESIDUAL]:
-            value = _combine(value, np.int64(place[o]), mem.parameter[c, (op[PARAMETER] + op[OUT_BLOCKS]) % words], False)
+            value = _combine(
+                value, np.int64(place[o]), mem.parameter[c, (op[PARAMETER] + op[OUT_BLOCKS]) % words], False
+            )
         if op[LUT] != 0 and not before:
             value = _look_up(mem, c, op, value)
         place[o] = np.int8(value)
 
 
 @njit(cache=True, nogil=True)
-def _inside(op: Ints, iy: int, ix: int) -> bool:
+def _inside(op: Ints, iy: Int, ix: Int) -> Any:
     return 0 <= iy < op[IN_ROWS] and 0 <= ix < op[IN_COLS]
 
 
 @njit(cache=True, nogil=True)
-def _word(mem: Memories, c: int, op: Ints, block: int, y: int, x: int) -> Int8s:
+def _word(mem: Memories, c: Int, op: Ints, block: Int, y: Int, x: Int) -> Word:
     """The word of tile pixel (x, y) of a channel block; it must lie inside."""
     lines, width = mem.feature.shape[1], mem.feature.shape[2]
     line = op[FEATURE] + block * op[BLOCK_PITCH] + y * op[ROW_PITCH] + x // width
@@ -184,7 +192,7 @@ def _word(mem: Memories, c: int, op: Ints, block: int, y: int, x: int) -> Int8s:
 
 
 @njit(cache=True, nogil=True)
-def _conv_sums(mem: Memories, c: int, op: Ints, g: int, oy: int, ox: int, sums: Int32s) -> None:
+def _conv_sums(mem: Memories, c: Int, op: Ints, g: Int, oy: Int, ox: Int, sums: Int32s) -> None:
     """Add a pixel's products to its sums, tap by tap."""
     channels = sums.shape[0]
     words = mem.weight.shape[1]
@@ -207,7 +215,7 @@ def _conv_sums(mem: Memories, c: int, op: Ints, g: int, oy: int, ox: int, sums: 
 
 
 @njit(cache=True, nogil=True)
-def _depthwise_sums(mem: Memories, c: int, op: Ints, g: int, oy: int, ox: int, sums: Int32s) -> None:
+def _depthwise_sums(mem: Memories, c: Int, op: Ints, g: Int, oy: Int, ox: Int, sums: Int32s) -> None:
     words = mem.weight.shape[1]
     for ky in range(op[KERNEL_H]):
         iy = op[START_Y] + oy * op[STRIDE_Y] + ky * op[DILATION_Y]
@@ -224,7 +232,7 @@ def _depthwise_sums(mem: Memories, c: int, op: Ints, g: int, oy: int, ox: int, s
 
 
 @njit(cache=True, nogil=True)
-def _pool_sums(mem: Memories, c: int, op: Ints, g: int, oy: int, ox: int, sums: Int32s) -> None:
+def _pool_sums(mem: Memories, c: Int, op: Ints, g: Int, oy: Int, ox: Int, sums: Int32s) -> None:
     for ky in range(op[KERNEL_H]):
         iy = op[START_Y] + oy * op[STRIDE_Y] + ky * op[DILATION_Y]
         for kx in range(op[KERNEL_W]):
@@ -239,7 +247,7 @@ def _pool_sums(mem: Memories, c: int, op: Ints, g: int, oy: int, ox: int, sums: 
 
 
 @njit(cache=True, nogil=True)
-def _summed(mem: Memories, c: int, op: Ints) -> None:
+def _summed(mem: Memories, c: Int, op: Ints) -> None:
     """CONV, DWCONV and POOL of sums, pixel by pixel; accumulators carry over where ``first`` or ``last`` is missing."""
     kind = op[OPCODE]
     _, shape_cols = _shape(mem.turn[1], op[SHAPE] if kind == CONV else 0)
@@ -271,7 +279,7 @@ def _summed(mem: Memories, c: int, op: Ints) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _shape(pixels: int, shape: int) -> tuple[int, int]:
+def _shape(pixels: Int, shape: Int) -> tuple[Int, Int]:
     if shape == 0:
         return 1, pixels
     if shape == 2:
@@ -283,7 +291,7 @@ def _shape(pixels: int, shape: int) -> tuple[int, int]:
 
 
 @njit(cache=True, nogil=True)
-def _maximum(mem: Memories, c: int, op: Ints) -> None:
+def _maximum(mem: Memories, c: Int, op: Ints) -> None:
     channels, words = mem.feature.shape[3], mem.result.shape[1]
     best = np.zeros(channels, np.int64)
     for g in range(op[OUT_BLOCKS]):
@@ -309,7 +317,7 @@ def _maximum(mem: Memories, c: int, op: Ints) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _pointwise(mem: Memories, c: int, op: Ints) -> None:
+def _pointwise(mem: Memories, c: Int, op: Ints) -> None:
     words, channels = mem.result.shape[1], mem.result.shape[2]
     product = op[OPCODE] == MUL
     constants = mem.parameter[c, op[PARAMETER] % mem.parameter.shape[1]]
@@ -327,7 +335,7 @@ def _pointwise(mem: Memories, c: int, op: Ints) -> None:
 
 
 @njit(cache=True, nogil=True)
-def execute(mem: Memories, bases: Ints, home: Ints, cores: Ints, ops: Ints, number: int, few: int) -> int:
+def execute(mem: Memories, bases: Ints, home: Ints, cores: Ints, ops: Ints, number: Int, few: Int) -> Int:
     """Execute operations from ``number`` on, up to a CONV that a matrix product does faster; returns its number.
 
     ``bases`` [banks]: first byte of the window; ``home`` [cores]: bank of a core; ``cores`` [n], ``ops`` [n, 43];
@@ -347,16 +355,16 @@ def execute(mem: Memories, bases: Ints, home: Ints, cores: Ints, ops: Ints, numb
             return number
         elif kind == POOL and op[MODE] == 0:
             _maximum(mem, c, op)
-        elif kind == ADD or kind == MUL:
+        elif kind in (ADD, MUL):
             _pointwise(mem, c, op)
-        elif kind == CONV or kind == DWCONV or kind == POOL:
+        elif kind in (CONV, DWCONV, POOL):
             _summed(mem, c, op)
         number += 1
     return number
 
 
 @njit(cache=True, nogil=True)
-def gather(mem: Memories, c: int, op: Ints, matrix: Floats) -> None:
+def gather(mem: Memories, c: Int, op: Ints, matrix: Floats) -> None:
     """Fill ``matrix`` [rows * cols, kernel_h * kernel_w * in_blocks * C] with the features under each output pixel."""
     lines, width, channels = mem.feature.shape[1], mem.feature.shape[2], mem.feature.shape[3]
     memory = mem.feature[c]
@@ -385,7 +393,7 @@ def gather(mem: Memories, c: int, op: Ints, matrix: Floats) -> None:
 
 
 @njit(cache=True, nogil=True)
-def spread_weights(mem: Memories, c: int, op: Ints, matrix: Floats) -> None:
+def spread_weights(mem: Memories, c: Int, op: Ints, matrix: Floats) -> None:
     """Fill ``matrix`` [out_blocks * C, kernel_h * kernel_w * in_blocks * C] with the weights of a CONV."""
     words, channels = mem.weight.shape[1], mem.weight.shape[2]
     depth = op[KERNEL_H] * op[KERNEL_W] * op[IN_BLOCKS]
@@ -400,7 +408,7 @@ def spread_weights(mem: Memories, c: int, op: Ints, matrix: Floats) -> None:
 
 
 @njit(cache=True, nogil=True)
-def finish(mem: Memories, c: int, op: Ints, parts: Floats) -> None:
+def finish(mem: Memories, c: Int, op: Ints, parts: Floats) -> None:
     """Requantise partial sums ``parts`` [parts, rows * cols, out_blocks * C] (each exact) into the results."""
     channels = mem.feature.shape[3]
     pixels = op[ROWS] * op[COLS]

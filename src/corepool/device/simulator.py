@@ -26,7 +26,7 @@ from corepool.device.base import (
     as_bytes,
     check_cores,
 )
-from corepool.device.decode import KIND, KIND_SYNC, STEPS, COLUMN, Decoded, decode_stream
+from corepool.device.decode import KIND, KIND_SYNC, STEPS, Decoded, decode_stream
 from corepool.device.memory import Banks, Windows
 from corepool.errors import DeviceError
 from corepool.isa.table import INSTRUCTION_BYTES
@@ -39,7 +39,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class CoreTimeline:
-    """What a core did in the latest run: its program, and per instruction the device cycles of start and end (-1: not)."""
+    """What a core did in the latest run: its program, and when each instruction started and ended (-1: not)."""
 
     core: int
     program: Decoded
@@ -153,7 +153,9 @@ class Simulator(Device):
         for stream in streams:
             flat = as_bytes(stream)
             if flat.size % INSTRUCTION_BYTES:
-                raise DeviceError(f"a stream of {flat.size} bytes does not hold whole instructions of {INSTRUCTION_BYTES}")
+                raise DeviceError(
+                    f"a stream of {flat.size} bytes does not hold whole instructions of {INSTRUCTION_BYTES}"
+                )
             self._check_range(lease, offset, flat.size)
             placed.append((offset, flat.copy()))
             offset += -(-flat.size // STREAM_ALIGNMENT) * STREAM_ALIGNMENT
@@ -312,4 +314,6 @@ class Simulator(Device):
                 columns[kernel.FAULT_ADDRESS],
                 columns[kernel.END],
             )
-        return Completion(columns[kernel.END] - columns[kernel.START], columns[kernel.START], columns[kernel.END], fault)
+        return Completion(
+            columns[kernel.END] - columns[kernel.START], columns[kernel.START], columns[kernel.END], fault
+        )

@@ -1,4 +1,4 @@
-"""The clock of the pool: an event loop over cores, units and memory slots, exactly as the manual's section on time says.
+"""The clock of the pool: an event loop over cores, units and memory slots, as the manual's section on time says.
 
 It must not know data: it sees when things happen, never what is computed. All leases run in one loop on shared state.
 
@@ -12,33 +12,37 @@ table (see ``decode.py``), then when it left the dispatcher, started and ended.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
 Ints = npt.NDArray[np.int64]
+Int = Any  # a machine integer: Python's outside, an int64 in compiled code
 
 NEVER = 1 << 62
 UNKNOWN = -1
 
 # The head of m: sizes and times of the configuration, then where the parts are.
-(SLOTS, ACTIVE, PERIOD, LINE, READ_LATENCY, WRITE_LATENCY, DEPTH, FETCH_BURST, BURST, OUTSTANDING, BUFFERS, QUEUE, SETUP,
- SYNC_CYCLES, WATCHDOG, WORD, N_CORES, BANKS, AT_SLOT_NEXT, AT_CORE_NEXT, AT_LEASE, LEASE_WIDTH, AT_CORE, CORE_WIDTH,
- FETCH_RING, ENDS_RING, IN_LOADS, IN_ENDS, IN_WRITES, WRITE_WIDTH, IN_QUEUES, IN_LANES, IN_WRITERS, CHANGED) = range(34)  # fmt: skip
+(SLOTS, ACTIVE, PERIOD, LINE, READ_LATENCY, WRITE_LATENCY, DEPTH, FETCH_BURST, BURST, OUTSTANDING,
+ BUFFERS, QUEUE, SETUP, SYNC_CYCLES, WATCHDOG, WORD, N_CORES, BANKS, AT_SLOT_NEXT, AT_CORE_NEXT,
+ AT_LEASE, LEASE_WIDTH, AT_CORE, CORE_WIDTH, FETCH_RING, ENDS_RING, IN_LOADS, IN_ENDS, IN_WRITES,
+ WRITE_WIDTH, IN_QUEUES, IN_LANES, IN_WRITERS, CHANGED) = range(34)  # fmt: skip
 HEAD = 34
 
 # A lease; behind its columns stand, for each bank, the bytes read and written.
-(STATE, START, CORES, ARRIVED, ENDED, PROGRESS, END, FAULT, FAULT_CORE, FAULT_INDEX, FAULT_ADDRESS, WINDOW, CORE_MASK,
- TRAFFIC) = range(14)  # fmt: skip
+(STATE, START, CORES, ARRIVED, ENDED, PROGRESS, END, FAULT, FAULT_CORE, FAULT_INDEX, FAULT_ADDRESS,
+ WINDOW, CORE_MASK, TRAFFIC) = range(14)  # fmt: skip
 IDLE, RUNNING, DONE, FAULTED = range(4)
 
-# A core: lease and program; fetch; dispatch; load; compute; save; tokens; writes; a fault to come; busy times; its slot.
-(LEASE, BASE, COUNT, STREAM, F_BYTE, F_STOP, F_LAST, F_HEAD, F_GRANTED, F_ASKED,
- D_INDEX, D_LAST, D_HOLD, D_REACHED, Q_HEAD, Q_HEAD1, Q_HEAD2, Q_TAIL, Q_TAIL1, Q_TAIL2,
- L_CURRENT, L_OUTER, L_INNER, L_OFFSET, L_NEXT, L_FREE, L_ASKED, L_GRANTED, L_ENDED, L_ISSUED,
- C_CURRENT, C_END, S_CURRENT, S_OUTER, S_INNER, S_OFFSET, S_READY, S_END,
- T_LC, T_CL, T_CS, T_SC, W_PENDING, W_ACK, BAD_TIME, BAD_FAULT, BAD_INDEX, BAD_ADDRESS,
- BUSY_LOAD, BUSY_COMPUTE, BUSY_SAVE, FREE, NEXT_TURN, SLOT_WRITES, WRITERS, IN_FETCHES) = range(56)  # fmt: skip
+# A core: lease, program; fetch; dispatch; load; compute; save; tokens; writes; a fault to come; busy times; its slot.
+(LEASE, BASE, COUNT, STREAM, F_BYTE, F_STOP, F_LAST, F_HEAD, F_GRANTED, F_ASKED, D_INDEX, D_LAST,
+ D_HOLD, D_REACHED, Q_HEAD, Q_HEAD1, Q_HEAD2, Q_TAIL, Q_TAIL1, Q_TAIL2, L_CURRENT, L_OUTER, L_INNER,
+ L_OFFSET, L_NEXT, L_FREE, L_ASKED, L_GRANTED, L_ENDED, L_ISSUED, C_CURRENT, C_END, S_CURRENT,
+ S_OUTER, S_INNER, S_OFFSET, S_READY, S_END, T_LC, T_CL, T_CS, T_SC, W_PENDING, W_ACK, BAD_TIME,
+ BAD_FAULT, BAD_INDEX, BAD_ADDRESS, BUSY_LOAD, BUSY_COMPUTE, BUSY_SAVE, FREE, NEXT_TURN, SLOT_WRITES,
+ WRITERS, IN_FETCHES) = range(56)  # fmt: skip
 GOING, REACHED, WAITING, OVER = range(4)  # D_HOLD
 STUCK = -2  # L_CURRENT: the load's next request is a fault to come
 
@@ -53,8 +57,8 @@ BUFFER = 4
 W_FREE, W_TIME, W_LINES, W_BYTES = range(4)
 
 # Columns of prog.
-(KIND, TOKENS, DURATION, ADDRESS, OUTER, OUTER_STRIDE, INNER, INNER_STRIDE, RUN_BYTES, MASK, STEPS, LEFT, STARTED,
- ENDED_AT) = range(14)  # fmt: skip
+(KIND, TOKENS, DURATION, ADDRESS, OUTER, OUTER_STRIDE, INNER, INNER_STRIDE, RUN_BYTES, MASK, STEPS,
+ LEFT, STARTED, ENDED_AT) = range(14)  # fmt: skip
 PROG_COLUMNS = 14
 SYNC_KIND, END_KIND, UNDEFINED_KIND = 3, 4, 5
 WAIT_PREV, WAIT_NEXT, RAISE_PREV, RAISE_NEXT = 1, 2, 4, 8
@@ -66,23 +70,23 @@ INSTRUCTION = 32  # bytes
 
 
 @njit(cache=True, nogil=True)
-def _core(m: Ints, c: int) -> int:
+def _core(m: Ints, c: Int) -> Int:
     return m[AT_CORE] + c * m[CORE_WIDTH]
 
 
 @njit(cache=True, nogil=True)
-def _lease_of(m: Ints, k: int) -> int:
+def _lease_of(m: Ints, k: Int) -> Int:
     return m[AT_LEASE] + m[k + LEASE] * m[LEASE_WIDTH]
 
 
 @njit(cache=True, nogil=True)
-def _wake(m: Ints, c: int, time: int) -> None:
+def _wake(m: Ints, c: Int, time: Int) -> None:
     at = m[AT_CORE_NEXT] + c
     m[at] = min(m[at], time)
 
 
 @njit(cache=True, nogil=True)
-def _last_line(m: Ints, local: int, cycle: int, lines: int) -> int:
+def _last_line(m: Ints, local: Int, cycle: Int, lines: Int) -> Int:
     """The cycle in which the last of ``lines`` lines is served, from ``cycle`` on, by slot ``local`` of its bank."""
     turn = (cycle - local + m[SLOTS] - 1) // m[SLOTS]
     block = turn // m[PERIOD]
@@ -96,12 +100,12 @@ def _last_line(m: Ints, local: int, cycle: int, lines: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _lines(m: Ints, first: int, behind: int) -> int:
+def _lines(m: Ints, first: Int, behind: Int) -> Int:
     return (behind - 1) // m[LINE] - first // m[LINE] + 1
 
 
 @njit(cache=True, nogil=True)
-def _bad(m: Ints, c: int, time: int, fault: int, index: int, address: int) -> None:
+def _bad(m: Ints, c: Int, time: Int, fault: Int, index: Int, address: Int) -> None:
     """Note a fault that core c will meet at ``time``; the earliest counts, then the first of the table."""
     k = _core(m, c)
     if time < m[k + BAD_TIME] or (time == m[k + BAD_TIME] and fault < m[k + BAD_FAULT]):
@@ -113,14 +117,14 @@ def _bad(m: Ints, c: int, time: int, fault: int, index: int, address: int) -> No
 
 
 @njit(cache=True, nogil=True)
-def _ask(m: Ints, s: int, time: int) -> None:
+def _ask(m: Ints, s: Int, time: Int) -> None:
     """Slot s has a request made at ``time``."""
     at = m[AT_SLOT_NEXT] + s
     m[at] = min(m[at], max(m[_core(m, s) + FREE], time + 1))
 
 
 @njit(cache=True, nogil=True)
-def fetch_ahead(m: Ints, prog: Ints, c: int) -> None:
+def fetch_ahead(m: Ints, prog: Ints, c: Int) -> None:
     """Request the stream as far as the instruction buffer's room is known."""
     k = _core(m, c)
     while m[k + F_BYTE] < m[k + F_STOP]:
@@ -149,7 +153,7 @@ def fetch_ahead(m: Ints, prog: Ints, c: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _load_ahead(m: Ints, prog: Ints, c: int) -> None:
+def _load_ahead(m: Ints, prog: Ints, c: Int) -> None:
     """Make the current load's requests as far as their times are known."""
     k = _core(m, c)
     row = m[k + L_CURRENT]
@@ -198,7 +202,7 @@ def _load_ahead(m: Ints, prog: Ints, c: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _save_begin(m: Ints, k: int, mask: int) -> int:
+def _save_begin(m: Ints, k: Int, mask: Int) -> Int:
     """When the next burst of a save can begin, or UNKNOWN while one of its buffers waits for a slot."""
     begin = m[k + S_READY]
     for b in range(m[BANKS]):
@@ -213,7 +217,7 @@ def _save_begin(m: Ints, k: int, mask: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _banks_held(m: Ints, k: int, mask: int) -> bool:
+def _banks_held(m: Ints, k: Int, mask: Int) -> Any:
     """Whether the lease has a core in every bank of the mask."""
     for b in range(m[BANKS]):
         if mask >> b & 1 and m[k + m[IN_LANES] + b] < 0:
@@ -222,7 +226,7 @@ def _banks_held(m: Ints, k: int, mask: int) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def _save_ahead(m: Ints, prog: Ints, c: int) -> None:
+def _save_ahead(m: Ints, prog: Ints, c: Int) -> None:
     """Begin the current save's bursts as far as their times are known."""
     k = _core(m, c)
     row = m[k + S_CURRENT]
@@ -274,7 +278,7 @@ def _save_ahead(m: Ints, prog: Ints, c: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _head_time(m: Ints, s: int, k: int, who: int) -> int:
+def _head_time(m: Ints, s: Int, k: Int, who: Int) -> Int:
     """When the slot's requester (0 fetch, 1 load, then its writers) made its oldest open request."""
     if who == 0:
         if m[k + F_GRANTED] < m[k + F_ASKED]:
@@ -290,7 +294,7 @@ def _head_time(m: Ints, s: int, k: int, who: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _grant_read(m: Ints, prog: Ints, s: int, t: int, load: bool) -> None:
+def _grant_read(m: Ints, prog: Ints, s: Int, t: Int, load: bool) -> None:
     k = _core(m, s)
     b = s // m[SLOTS]
     if load:
@@ -315,7 +319,7 @@ def _grant_read(m: Ints, prog: Ints, s: int, t: int, load: bool) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _grant_write(m: Ints, prog: Ints, s: int, t: int, writer: int) -> None:
+def _grant_write(m: Ints, prog: Ints, s: Int, t: Int, writer: Int) -> None:
     k = _core(m, writer)
     b = s // m[SLOTS]
     w = k + m[IN_WRITES] + b * m[WRITE_WIDTH]
@@ -335,7 +339,7 @@ def _grant_write(m: Ints, prog: Ints, s: int, t: int, writer: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _grant(m: Ints, prog: Ints, s: int, t: int) -> None:
+def _grant(m: Ints, prog: Ints, s: Int, t: Int) -> None:
     """Slot s grants one burst in cycle t; whoever asked learns when it ends."""
     k = _core(m, s)
     writers = m[k + WRITERS]
@@ -360,7 +364,7 @@ def _grant(m: Ints, prog: Ints, s: int, t: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _start_time(m: Ints, prog: Ints, k: int, unit: int) -> int:
+def _start_time(m: Ints, prog: Ints, k: Int, unit: Int) -> Int:
     """When the unit can start the instruction at the head of its queue, as far as is known now."""
     head = m[k + Q_HEAD + unit]
     if head == m[k + Q_TAIL + unit]:
@@ -382,7 +386,7 @@ def _start_time(m: Ints, prog: Ints, k: int, unit: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _begin(m: Ints, prog: Ints, c: int, unit: int, t: int) -> None:
+def _begin(m: Ints, prog: Ints, c: Int, unit: Int, t: Int) -> None:
     """The unit starts the head of its queue in cycle t and takes its tokens."""
     k = _core(m, c)
     q = k + m[IN_QUEUES] + (unit * m[QUEUE] + m[k + Q_HEAD + unit] % m[QUEUE]) * PLACE
@@ -413,7 +417,7 @@ def _begin(m: Ints, prog: Ints, c: int, unit: int, t: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _raise(m: Ints, c: int, row: int, column: int, t: int) -> None:
+def _raise(m: Ints, c: Int, row: Int, column: Int, t: Int) -> None:
     k = _core(m, c)
     m[k + column] += 1
     if m[k + column] > MOST_TOKENS:
@@ -421,7 +425,7 @@ def _raise(m: Ints, c: int, row: int, column: int, t: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _ends(m: Ints, prog: Ints, c: int, t: int) -> None:
+def _ends(m: Ints, prog: Ints, c: Int, t: Int) -> None:
     """Instructions that end in cycle t raise their tokens."""
     k = _core(m, c)
     progress = _lease_of(m, k) + PROGRESS
@@ -451,7 +455,7 @@ def _ends(m: Ints, prog: Ints, c: int, t: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _dispatch(m: Ints, prog: Ints, c: int, t: int) -> int:
+def _dispatch(m: Ints, prog: Ints, c: Int, t: Int) -> Int:
     """Let one instruction leave in cycle t if it can; returns when to look again (NEVER: when something happens)."""
     k = _core(m, c)
     index = m[k + D_INDEX]
@@ -462,7 +466,10 @@ def _dispatch(m: Ints, prog: Ints, c: int, t: int) -> int:
                 _bad(m, c, t, F_STREAM_END, index, 0)
             return NEVER
         return time
-    while m[k + F_HEAD] < m[k + F_GRANTED] and m[k + IN_FETCHES + m[k + F_HEAD] % m[FETCH_RING] * REQUEST + R_TAG] <= index:
+    while (
+        m[k + F_HEAD] < m[k + F_GRANTED]
+        and m[k + IN_FETCHES + m[k + F_HEAD] % m[FETCH_RING] * REQUEST + R_TAG] <= index
+    ):
         m[k + F_HEAD] += 1
     if m[k + F_HEAD] == m[k + F_GRANTED]:
         return NEVER
@@ -500,7 +507,7 @@ def _dispatch(m: Ints, prog: Ints, c: int, t: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _release(m: Ints, prog: Ints, lease: int, time: int) -> None:
+def _release(m: Ints, prog: Ints, lease: Int, time: Int) -> None:
     """All cores of the lease have met: their dispatchers go on at ``time``."""
     m[lease + ARRIVED] = 0
     m[lease + PROGRESS] = time
@@ -518,7 +525,7 @@ def _release(m: Ints, prog: Ints, lease: int, time: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _arrive(m: Ints, prog: Ints, c: int, t: int) -> int:
+def _arrive(m: Ints, prog: Ints, c: Int, t: Int) -> Int:
     """A core held at SYNC or END arrives when all is done; returns when to look again."""
     k = _core(m, c)
     for unit in range(3):
@@ -551,7 +558,10 @@ def _arrive(m: Ints, prog: Ints, c: int, t: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _fail(m: Ints, lease: int, t: int, fault: int, c: int, index: int, address: int) -> None:
+def _fail(m: Ints, lease: Int, t: Int, fault: Int, c: Int, index: Int, address: Int) -> None:
+    """Stop a lease; of several faults in one cycle, that of the lowest core is told."""
+    if m[lease + STATE] != RUNNING:
+        return
     m[lease + STATE] = FAULTED
     m[lease + END] = t
     m[lease + FAULT] = fault
@@ -562,7 +572,7 @@ def _fail(m: Ints, lease: int, t: int, fault: int, c: int, index: int, address: 
 
 
 @njit(cache=True, nogil=True)
-def _act(m: Ints, prog: Ints, c: int, t: int) -> None:
+def _act(m: Ints, prog: Ints, c: Int, t: Int) -> None:
     """Everything that core c does in cycle t, and when it will act again."""
     k = _core(m, c)
     m[m[AT_CORE_NEXT] + c] = NEVER
@@ -593,7 +603,7 @@ def _act(m: Ints, prog: Ints, c: int, t: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _watch(m: Ints, number: int, t: int) -> None:
+def _watch(m: Ints, number: Int, t: Int) -> None:
     """Stop a lease in which nothing has ended for too long; the lowest core that is not at its END is named."""
     lease = m[AT_LEASE] + number * m[LEASE_WIDTH]
     if m[lease + STATE] != RUNNING or t < m[lease + PROGRESS] + m[WATCHDOG]:
@@ -617,7 +627,7 @@ def halt(m: Ints) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _watch_time(m: Ints) -> int:
+def _watch_time(m: Ints) -> Int:
     """The cycle in which the first watchdog may bark. Progress only moves it further away."""
     soonest = NEVER
     for number in range(m[N_CORES]):
@@ -628,8 +638,8 @@ def _watch_time(m: Ints) -> int:
 
 
 @njit(cache=True, nogil=True)
-def advance(m: Ints, prog: Ints, target: int, limit: int) -> int:
-    """Run all leases until ``target`` has stopped, or nothing is left to do up to cycle ``limit``; returns the cycle."""
+def advance(m: Ints, prog: Ints, target: Int, limit: Int) -> Int:
+    """Run all leases until ``target`` has stopped, or up to cycle ``limit`` if that comes first; returns the cycle."""
     cores = m[N_CORES]
     slot_next = m[AT_SLOT_NEXT]
     core_next = m[AT_CORE_NEXT]
@@ -645,7 +655,7 @@ def advance(m: Ints, prog: Ints, target: int, limit: int) -> int:
             if m[slot_next + s] <= t:
                 _grant(m, prog, s, t)
         for c in range(cores):
-            if m[core_next + c] <= t and m[_lease_of(m, _core(m, c)) + STATE] == RUNNING:
+            if m[core_next + c] <= t:  # also cores of a lease that stops in this very cycle
                 _act(m, prog, c, t)
         if t >= watch:
             for number in range(cores):
