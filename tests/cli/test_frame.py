@@ -102,7 +102,11 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
 def test_folder_without_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     # Root may write everywhere, so the command gives up being root, with everything loaded that root alone may read.
-    code = "import os, corepool.zoo; from corepool.cli.main import main; os.geteuid() or os.setuid(65534); main()"
+    code = (
+        "import contextlib, io, os, sys; from corepool.cli.main import invoke\n"
+        "with contextlib.redirect_stdout(io.StringIO()): invoke(['zoo', '--help'])\n"
+        "os.geteuid() or os.setuid(65534); sys.exit(invoke(sys.argv[1:]))"
+    )
     command = [sys.executable, "-c", code, "zoo", "mobilenet_v2", "-o", str(tmp_path / "x.onnx")]
     env = os.environ | {"PYTHONPATH": str(SRC)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
