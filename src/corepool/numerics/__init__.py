@@ -1,4 +1,4 @@
-"""What each operation of the machine computes, bit-exactly: the only definition that compiler, simulator and tests share.
+"""What each operation of the machine computes, bit-exactly; compiler, simulator and tests share this definition.
 
 It must not know layer graphs, instructions or ONNX.
 """

@@ -19,7 +19,8 @@ def quantise(x: npt.ArrayLike, scale: float, zero_point: int) -> Int8Array:
     with np.errstate(over="ignore", invalid="ignore"):
         steps = np.rint(np.asarray(x, dtype=np.float32) / np.float32(scale))
     steps = np.nan_to_num(steps, nan=0.0)  # infinities become the largest floats and saturate below
-    return np.clip(steps.astype(np.float64) + zero_point, -128, 127).astype(np.int8)
+    codes: Int8Array = np.clip(steps.astype(np.float64) + zero_point, -128, 127).astype(np.int8)
+    return codes
 
 
 def dequantise(q: npt.NDArray[np.int8], scale: float, zero_point: int) -> npt.NDArray[np.float32]:
@@ -37,7 +38,7 @@ def to_int8_domain(q: npt.NDArray[np.generic]) -> Int8Array:
     if q.dtype == np.int8:
         return q.astype(np.int8, copy=False)
     if q.dtype == np.uint8:
-        return (q ^ np.uint8(0x80)).view(np.int8)
+        return np.bitwise_xor(q.astype(np.uint8, copy=False), np.uint8(0x80)).view(np.int8)
     raise TypeError(f"codes must be int8 or uint8, not {q.dtype}")
 
 

@@ -5,8 +5,6 @@ It must not know layer graphs, tilings or instructions; speed matters only as fa
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
@@ -47,8 +45,8 @@ def windows(
         raise ValueError(
             f"a window of {span[0]} x {span[1]} does not fit a map of {padded.shape[1]} x {padded.shape[2]}"
         )
-    view = sliding_window_view(padded, span, axis=(1, 2))  # type: ignore[call-overload]
-    return view[:, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]  # type: ignore[no-any-return]
+    view = sliding_window_view(padded, span, axis=(1, 2))
+    return view[:, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
 
 
 def conv2d(
@@ -110,7 +108,7 @@ def _dense(view: npt.NDArray[np.int8], weight: Int8Array, result: Int32Array) ->
 
 
 def requantise(
-    acc: npt.NDArray[np.signedinteger[npt.NBitBase]],
+    acc: npt.NDArray[np.int32] | npt.NDArray[np.int64],
     bias: npt.ArrayLike,
     multiplier: npt.ArrayLike,
     shift: npt.ArrayLike,
@@ -136,7 +134,8 @@ def requantise(
     total += np.left_shift(np.int64(1), shifts - 1)
     total >>= shifts
     total += zero_point
-    return np.clip(total, low, high, out=total).astype(np.int8)
+    codes: Int8Array = np.clip(total, low, high, out=total).astype(np.int8)
+    return codes
 
 
 def pool_max(
@@ -180,7 +179,8 @@ def window_counts(
 ) -> Int32Array:
     """How many pixels of the map itself (padding excluded) each window holds, int32 [Hout, Wout]."""
     ones = np.ones((1, height, width), dtype=np.int8)
-    return pool_sum(ones, kernel, stride=stride, padding=padding, dilation=dilation, pad_value=0)[0]
+    counts: Int32Array = pool_sum(ones, kernel, stride=stride, padding=padding, dilation=dilation, pad_value=0)[0]
+    return counts
 
 
 def add(
@@ -198,7 +198,8 @@ def add(
     constant = np.int64(offset) + (1 << (shift - 1))
     total = a.astype(np.int64) * multiplier_a + b.astype(np.int64) * multiplier_b + constant
     assert total.size == 0 or (total.min() >= -_INT32 and total.max() < _INT32), "the sum of ADD leaves int32"
-    return np.clip((total >> shift) + zero_point, low, high).astype(np.int8)
+    codes: Int8Array = np.clip((total >> shift) + zero_point, low, high).astype(np.int8)
+    return codes
 
 
 def mul(
@@ -218,14 +219,13 @@ def mul(
     """
     product = (a.astype(np.int64) - zero_a) * (b.astype(np.int64) - zero_b)
     scaled = (product * multiplier + (1 << (shift - 1))) >> shift
-    return np.clip(scaled + zero_point, low, high).astype(np.int8)
+    codes: Int8Array = np.clip(scaled + zero_point, low, high).astype(np.int8)
+    return codes
 
 
 def lut(x: Int8Array, table: Int8Array) -> Int8Array:
     """``table[x + 128]`` for each value; the table has 256 entries."""
     if table.shape != (256,):
         raise ValueError(f"a table has 256 entries, not {table.shape}")
-    return table[np.ascontiguousarray(x).view(np.uint8) ^ np.uint8(0x80)]
-
-
-PoolMode = Literal["max", "sum"]
+    found: Int8Array = table[np.ascontiguousarray(x).view(np.uint8) ^ np.uint8(0x80)]
+    return found

@@ -1,4 +1,4 @@
-"""Compares a layer graph with onnxruntime on the same quantised model, layer by layer, each layer given onnxruntime's inputs.
+"""Compares a layer graph with onnxruntime on the same model, layer by layer, each given onnxruntime's inputs.
 
 It must not know devices: the layer's side is computed by the numerics.
 """
@@ -22,7 +22,7 @@ def layer_differences(
 ) -> dict[str, int]:
     """For each layer the largest difference, in quantisation steps, from onnxruntime's result for the same inputs.
 
-    Layers that the compiler fused are compared step by step: each step is given onnxruntime's result of the step before.
+    Layers that the compiler fused are compared step by step, each given onnxruntime's result of the step before.
     onnxruntime runs without graph optimisations, so that every value is quantised where the model says so. Layers whose
     result is no value of the model (a border, an aligned copy) are left out; what follows them is computed from theirs.
     """
@@ -60,7 +60,7 @@ class _Steps:
         self.worst = 0
 
     def __call__(self, mine: Int8Array) -> Int8Array:
-        array = self.values.get(next(self.names))
+        array = self.values.get(next(self.names, ""))  # a table of its own has no step before it
         if array is None or array.dtype not in (np.int8, np.uint8) or not _fits(array.shape, mine.shape):
             return mine
         theirs = numerics.to_int8_domain(array).reshape(mine.shape)
@@ -68,8 +68,10 @@ class _Steps:
         return theirs
 
 
-def _run(model: onnx.ModelProto, wanted: set[str], inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    import onnxruntime
+def _run(
+    model: onnx.ModelProto, wanted: set[str], inputs: Mapping[str, npt.NDArray[Any]]
+) -> dict[str, npt.NDArray[Any]]:
+    from corepool.compiler.static.ort import onnxruntime
 
     made = {name for node in model.graph.node for name in node.output}
     outputs = list(model.graph.output)

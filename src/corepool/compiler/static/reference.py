@@ -17,7 +17,7 @@ from corepool.errors import InputError
 
 
 def quantise_inputs(graph: Graph, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, Int8Array]:
-    """ONNX inputs (float32, or codes where the port says so) as the int8 maps [C, H, W] of the input tensors, stem-folded.
+    """ONNX inputs (float32, or codes where the port says so) as int8 maps [C, H, W] of the input tensors, stem-folded.
 
     Raises InputError for missing or unknown names, other shapes and other types.
     """
@@ -142,7 +142,7 @@ def outputs(graph: Graph, tensors: Mapping[str, Int8Array]) -> dict[str, npt.NDA
             edges[port.name] = codes if port.dtype == "int8" else numerics.to_uint8(codes)
     if not graph.tail:
         return edges
-    import onnxruntime
+    from corepool.compiler.static.ort import onnxruntime
 
     session = onnxruntime.InferenceSession(graph.tail, providers=["CPUExecutionProvider"])
     read = {value.name for value in session.get_inputs()}

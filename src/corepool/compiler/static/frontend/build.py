@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -196,7 +197,8 @@ class Builder:
                     self.problems.append(f"output '{name}': {error}")
         if host:
             graph.tail = tail.model(self.model, host, graph.outputs, ctx.values)
-            graph.tail_outputs = tuple(v.name for v in self.proto.output if v.name in made_by_host)
+            read = {name for node in host for name in node.inputs}
+            graph.tail_outputs = tuple(v.name for v in self.proto.output if v.name in made_by_host | read)
             for node in host:
                 graph.host_nodes.append(HostNode(node.name, node.op, tail.reason(node)))
 
@@ -204,14 +206,16 @@ class Builder:
         ctx = self.context
         if isinstance(value, (RawInput, RawCodes)):
             raise Unsupported("it is a graph input")
+        kind: Literal["float32", "int8", "uint8"] = "float32"
         if isinstance(value, Codes):
-            tensor, form, kind = value.tensor, value.form, value.dtype
+            tensor, form = value.tensor, value.form
+            kind = value.dtype
         else:
             try:
                 plain = ctx.plain(value, name)
             except Unsupported:
                 raise Unsupported("it must pass QuantizeLinear and DequantizeLinear first: it has no scale") from None
-            tensor, form, kind = self._own(plain, name), plain.form, "float32"
+            tensor, form = self._own(plain, name), plain.form
         if any(port.tensor == tensor for port in ctx.graph.inputs):
             t = ctx.graph.tensors[tensor]
             tensor = ctx.copy(tensor, ctx.tensor(f"{name}:copy", t.shape, t.scale, t.zero_point), ())

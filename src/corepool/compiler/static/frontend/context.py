@@ -271,7 +271,7 @@ class Context:
         return self.copy(source, tensor, nodes, padding=padding, pad_value=border)
 
     def _joined(self, value: Joined, scale: float, zero: int, name: str, nodes: tuple[str, ...]) -> str:
-        """Copies each part to its place; parts that do not begin at a block boundary go through an aligned scratch map."""
+        """Copies each part to its place; parts off block boundaries go through an aligned scratch map."""
         tensor = self.tensor(name, value.form.dims, scale, zero)
         sizes = [part.form.dims[0] for part in value.parts]
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
@@ -295,7 +295,7 @@ class Context:
 
     def _gather(self, source: str, target: str, runs: list[tuple[int, int, int]], nodes: tuple[str, ...]) -> None:
         """A 1x1 convolution with weights 0 and 1 that moves runs (to, from, count) of channels."""
-        scale, zero = self.affine(source)
+        _, zero = self.affine(source)
         outputs, inputs = self.graph.tensors[target].channels, self.graph.tensors[source].channels
         weight = np.zeros((outputs, inputs, 1, 1), dtype=np.int8)
         for to, start, count in runs:

@@ -36,19 +36,17 @@ def evaluate(node: Node, inputs: Sequence[Const], opset: int) -> npt.NDArray[Any
     arrays = [value.array for value in inputs]
     _refuse_large(node, arrays)
     names = [f"i{i}" if name else "" for i, name in enumerate(node.inputs)]
-    given = [name for name in names if name]
-    attributes = dict(node.attributes)
-    proto = helper.make_node(node.op, names, ["o"], **attributes)
-    graph = helper.make_graph(
-        [proto],
-        "fold",
-        [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in zip(given, arrays, strict=True)],
-        [helper.make_empty_tensor_value_info("o")],
-    )  # fmt: skip
+    feed = dict(zip([name for name in names if name], arrays, strict=True))
+    proto = helper.make_node(node.op, names, ["o"], **node.attributes)
+    inputs_info = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in feed.items()
+    ]
+    graph = helper.make_graph([proto], "fold", inputs_info, [helper.make_empty_tensor_value_info("o")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     try:
         with np.errstate(all="ignore"):
-            result = ReferenceEvaluator(model).run(None, dict(zip(given, arrays, strict=True)))[0]
+            (result,) = ReferenceEvaluator(model).run(None, feed)
     except Exception as error:  # whatever the evaluator meets, the node is at fault
         raise Unsupported(f"its constant value cannot be computed: {error}") from None
     return np.asarray(result)

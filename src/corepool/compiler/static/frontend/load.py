@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper, inliner, version_converter
 
 from corepool.errors import ModelError
@@ -28,7 +28,8 @@ def load(path: Path) -> onnx.ModelProto:
     _check_frame(path, model)
     _load_external(path, model)
     if model.functions:
-        model = inliner.inline_local_functions(model)
+        inlined: onnx.ModelProto = inliner.inline_local_functions(model)
+        model = inlined
     _fix_inputs(path, model)
     return _convert(path, model)
 
@@ -60,7 +61,8 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path}: is not an ONNX file, or is truncated") from None
     if not model.ir_version or not model.HasField("graph") or not model.graph.node:
         raise ModelError(f"{path}: is not an ONNX file: it holds no graph")
-    return model
+    parsed: onnx.ModelProto = model
+    return parsed
 
 
 def _check_frame(path: Path, model: onnx.ModelProto) -> None:
@@ -150,7 +152,8 @@ def _convert(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
     del model.graph.input[:]
     model.graph.input.extend(inputs)
     try:
-        return version_converter.convert_version(model, BASE_OPSET)
+        converted: onnx.ModelProto = version_converter.convert_version(model, BASE_OPSET)
+        return converted
     except Exception as error:  # the converter raises what it likes
         line = str(error).strip().splitlines()
         reason = line[0] if line else type(error).__name__

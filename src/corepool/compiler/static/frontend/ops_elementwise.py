@@ -1,4 +1,4 @@
-"""Elementwise ONNX operators: unary functions become 256-entry tables, Relu and Clip clip unfinished sums, maps are added and multiplied.
+"""Elementwise ONNX operators: tables of unary functions, clipping of unfinished sums, sums and products of maps.
 
 It must not know how tables and sums are laid out in layers.
 """
@@ -33,15 +33,15 @@ Function = Callable[[FloatTable], npt.NDArray[Any]]
 
 def _sigmoid(x: FloatTable) -> npt.NDArray[Any]:
     with np.errstate(over="ignore"):
-        return 1 / (1 + np.exp(-x))
+        return np.asarray(1 / (1 + np.exp(-x)))
 
 
 def _softplus(x: FloatTable) -> npt.NDArray[Any]:
-    return np.logaddexp(np.float32(0), x)
+    return np.asarray(np.logaddexp(np.float32(0), x))
 
 
 def _hard_sigmoid(x: FloatTable, alpha: float, beta: float) -> npt.NDArray[Any]:
-    return np.clip(np.float32(alpha) * x + np.float32(beta), 0, 1)
+    return np.asarray(np.clip(np.float32(alpha) * x + np.float32(beta), 0, 1))
 
 
 def _leaky(x: FloatTable, slope: float) -> npt.NDArray[Any]:
@@ -168,8 +168,8 @@ def _channel_vector(form: Form, constant: Float64) -> Float64:
     shape = (1,) * (len(form.shape) - constant.ndim) + constant.shape
     if dimension is None or len(shape) != len(form.shape) or shape[dimension] != channels or constant.size != channels:
         raise Unsupported(
-            f"a constant of shape {list(constant.shape)} with a map of shape {list(form.shape)}; supported are scalars and"
-            " one value per channel"
+            f"a constant of shape {list(constant.shape)} with a map of shape {list(form.shape)}; supported are scalars"
+            " and one value per channel"
         )
     return constant.reshape(-1)
 

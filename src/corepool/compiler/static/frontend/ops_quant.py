@@ -5,7 +5,7 @@ It must not know the operators between them.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from corepool.compiler.static.frontend.values import Codes, Const, Pointwise, Qu
 from corepool.compiler.static.graph import Port
 
 
-def _parameters(ctx: Context, node: Node) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.generic] | None]:
+def _parameters(ctx: Context, node: Node) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any] | None]:
     """Scale and zero point arrays, checked."""
     scale = ctx.values[node.inputs[1]]
     if not isinstance(scale, Const):

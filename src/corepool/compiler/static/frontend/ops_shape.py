@@ -45,12 +45,14 @@ def _required(values: list[int] | None, what: str) -> list[int]:
 def view(ctx: Context, node: Node) -> Value:
     """Reshape, Flatten, Squeeze, Unsqueeze, Transpose: another view of the same map."""
     changes: dict[str, Callable[[Form], Form]] = {
-        "Reshape": lambda f: views.reshape(f, _required(_integers(ctx, node, 1, "shape"), "shape"), bool(node.get("allowzero", 0))),
+        "Reshape": lambda f: views.reshape(
+            f, _required(_integers(ctx, node, 1, "shape"), "shape"), bool(node.get("allowzero", 0))
+        ),
         "Flatten": lambda f: views.flatten(f, int(node.get("axis", 1))),
         "Squeeze": lambda f: views.squeeze(f, _integers(ctx, node, 1, "axes")),
         "Unsqueeze": lambda f: views.unsqueeze(f, _required(_integers(ctx, node, 1, "axes"), "axes")),
         "Transpose": lambda f: views.transpose(f, node.get("perm", list(range(len(f.shape)))[::-1])),
-    }  # fmt: skip
+    }
     value = ctx.values[node.inputs[0]]
     if isinstance(value, QuantConst):
         return _constant_view(ctx, node, value)

@@ -39,13 +39,13 @@ def input_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 def read_calibration(source: Calibration | None, shapes: Mapping[str, tuple[int, ...]]) -> list[dict[str, FloatArray]]:
     """Calibration samples, one dict of float32 arrays (batch 1) each.
 
-    ``source`` maps input names to arrays [N, ...], or is a .npz file of such, a .npy file, or a folder of .npy, .npz, .png
-    and .jpg files (pictures are cut to the input's size and normalised as ImageNet's). Raises CalibrationError.
+    ``source`` maps input names to arrays [N, ...], or is a .npz file of such, a .npy file, or a folder of .npy, .npz,
+    .png and .jpg files (pictures are cut to the input's size and normalised as ImageNet's). Raises CalibrationError.
     """
     if source is None:
         raise CalibrationError(
-            "the model is float: quantising it needs calibration data (a folder of .npy, .npz, .png or .jpg files, or a"
-            f" .npz file with inputs {', '.join(shapes)})"
+            "the model is float: quantising it needs calibration data (a folder of .npy, .npz, .png or .jpg files, or"
+            f" a .npz file with inputs {', '.join(shapes)})"
         )
     if isinstance(source, Mapping):
         samples = _split(dict(source), shapes, "the calibration data")
@@ -78,7 +78,7 @@ def _read_file(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> list[dict[s
 
 
 def read_picture(path: Path, shape: tuple[int, ...]) -> FloatArray:
-    """A picture as float32 of ``shape`` [1, 3, H, W] or [1, H, W, 3], normalised. Raises ValueError for other shapes."""
+    """A picture as float32 of ``shape`` [1, 3, H, W] or [1, H, W, 3], normalised; ValueError for other shapes."""
     from PIL import Image, ImageOps
 
     last = len(shape) == 4 and shape[3] == 3 and shape[1] != 3
@@ -87,7 +87,8 @@ def read_picture(path: Path, shape: tuple[int, ...]) -> FloatArray:
     height, width = shape[1:3] if last else shape[2:4]
     with Image.open(path) as picture:
         fitted = ImageOps.fit(picture.convert("RGB"), (width, height))
-    pixels = (np.asarray(fitted, dtype=np.float32) / 255 - np.float32(MEAN)) / np.float32(DEVIATION)
+    mean, deviation = np.array(MEAN, dtype=np.float32), np.array(DEVIATION, dtype=np.float32)
+    pixels = (np.asarray(fitted, dtype=np.float32) / np.float32(255) - mean) / deviation
     return np.ascontiguousarray((pixels if last else pixels.transpose(2, 0, 1))[None], dtype=np.float32)
 
 
@@ -130,17 +131,13 @@ def _quiet() -> Iterator[None]:
 def quantise_model(
     model: onnx.ModelProto, samples: Sequence[Mapping[str, FloatArray]], operators: Sequence[str]
 ) -> onnx.ModelProto:
-    """A QDQ model: int8 activations with zero points, symmetric int8 weights per output channel, ranges by minimum and maximum.
+    """A QDQ model: int8 activations with zero points from minima and maxima, symmetric int8 weights per output channel.
 
     ``operators`` are the operator types to quantise. Raises ModelError if onnxruntime cannot run or quantise the model.
     """
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
+    from corepool.compiler.static.ort import onnxruntime  # noqa: F401  # first: it sets how it loads
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType  # isort: skip
+    from onnxruntime.quantization import quantize_static  # isort: skip
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -74,7 +74,7 @@ def model(source: onnx.ModelProto, host: list[Node], ports: list[Port], values: 
         value = values.get(name)
         if isinstance(value, Const):
             constants.append(numpy_helper.from_array(value.array, name))
-    outputs = [value for value in graph.output if value.name in made]
+    outputs = [value for value in graph.output if value.name in made | read]  # what it reads may be an output too
     built = helper.make_model(helper.make_graph(protos, "host", inputs, outputs, constants))
     built.ir_version = min(source.ir_version, built.ir_version)
     del built.opset_import[:]

@@ -1,4 +1,4 @@
-"""What an ONNX value can be while a quantised model is read: constants, codes, real views of codes, and unfinished sums.
+"""What an ONNX value can be while a model is read: constants, codes, real views of codes, unfinished sums.
 
 It must not know ONNX nodes or emit layers: these are plain data.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,19 +23,19 @@ FloatTable = npt.NDArray[np.float32]
 class Const:
     """A constant array of any type."""
 
-    array: npt.NDArray[np.generic]
+    array: npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class QuantConst:
     """A constant held as integer codes: real = scale * (codes - zero), scale and zero along ``axis`` if not scalar."""
 
-    codes: npt.NDArray[np.signedinteger[npt.NBitBase]]  # int8 or int32; uint8 already shifted by 128
+    codes: npt.NDArray[np.int8] | npt.NDArray[np.int32]  # int8 or int32; uint8 already shifted by 128
     scale: npt.NDArray[np.float32]  # [] or [n]
     zero: npt.NDArray[np.int64]  # [] or [n]
     axis: int
 
-    def _spread(self, values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    def _spread(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if values.ndim == 0:
             return values
         return values.reshape([-1 if i == self.axis else 1 for i in range(self.codes.ndim)])
@@ -76,7 +76,10 @@ class RawCodes:
 
 @dataclass(frozen=True)
 class Pointwise:
-    """A real function of one tensor's codes: ``table[q + 128]``. ``affine`` is (scale, zero point) if it is a plain view."""
+    """A real function of one tensor's codes: ``table[q + 128]``.
+
+    ``affine`` is (scale, zero point) if it is a plain view.
+    """
 
     tensor: str
     form: Form
@@ -87,7 +90,7 @@ class Pointwise:
 
 @dataclass(frozen=True)
 class Linear:
-    """A convolution that waits for its QuantizeLinear: real = (sum of products) * unit + bias, per channel, then clipped."""
+    """A convolution that waits for its QuantizeLinear: real = sum of products * unit + bias, per channel, clipped."""
 
     tensor: str
     form: Form  # of the result

@@ -20,7 +20,7 @@ class ViewError(ValueError):
 
 @dataclass(frozen=True)
 class Form:
-    """An ONNX ``shape`` over a map of ``dims``: for each ONNX dimension the map axes that it joins; axes of size 1 left out."""
+    """An ONNX ``shape`` over a map of ``dims``: for each ONNX dimension the map axes (of size > 1) that it joins."""
 
     shape: tuple[int, ...]
     axes: Axes

@@ -16,7 +16,7 @@ from corepool.numerics import out_size
 
 @dataclass(frozen=True)
 class Window:
-    """A window operation on a map; ``padding`` is what makes the output size come out exactly, ``explicit`` without overhang."""
+    """A window operation on a map. ``explicit`` is the padding asked for, ``padding`` includes ceil_mode's overhang."""
 
     kernel: Pair
     stride: Pair

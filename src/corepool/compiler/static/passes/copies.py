@@ -27,7 +27,9 @@ class FuseCopies(Pass):
     """Moves tables and copies into the layer before them; makes tensors channel ranges of a concatenation."""
 
     requires = "a valid graph without dead layers"
-    ensures = "a copy is left only where its source has other readers under another scale, is a graph input, or is in two concatenations"
+    ensures = (
+        "a copy is left only where its source is a graph input, in another concatenation, or read under another scale"
+    )
 
     def run(self, graph: Graph) -> None:
         for layer in list(graph.layers):
