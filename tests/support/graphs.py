@@ -42,7 +42,7 @@ class Builder:
         for name in outputs:
             t = self.graph.tensors[name]
             axes = ((), ("c",), ("h",), ("w",))
-            self.graph.outputs.append(Port(name, name, (1, *t.shape), axes, "int8"))
+            self.graph.outputs.append(Port(name, name, (1, *t.shape), axes, "float32"))
         return self.graph
 
     def lut(self):

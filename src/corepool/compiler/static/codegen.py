@@ -269,10 +269,9 @@ class _Plain(_Generator):
         constants = self.constant_loads()
         if op.weights is not None:
             size = self.config.weight_word_bytes
-            words = (t.b_end - t.b) * op.words
-            if len(op.segments) > 1:
-                words = (t.b_end - t.b - 1) * op.words + op.kernel[0] * op.kernel[1] * (in_end - in_block)
-            address = self.where.constants.weights + t.b * op.words * size
+            counts = op.block_words if op.block_words is not None else np.full(op.out_size[0], op.words, np.int64)
+            starts = np.concatenate([[0], np.cumsum(counts)])
+            address, words = self.where.constants.weights + starts[t.b] * size, starts[t.b_end] - starts[t.b]
             constants.append(self.load_linear(Target.WEIGHT, address, words * size))
         more: dict[str, npt.ArrayLike] = {"in_blocks": in_end - in_block} if op.opcode is Opcode.CONV else {}
         columns = [

@@ -68,6 +68,7 @@ class Operation:
     segments: tuple[Segment, ...] = ()
     pieces: tuple[Piece, ...] = ()  # more than one: products are accumulated over several instructions
     words: int = 0
+    block_words: npt.NDArray[np.int64] | None = None  # words of each output block where they differ; ``words`` is the most
     weights: Bytes | None = None
     parameters: Bytes | None = None
     constants: Bytes | None = None  # the parameter word of an addition or product
@@ -188,13 +189,13 @@ def _lower_conv(graph: Graph, layer: Conv, config: HardwareConfig) -> Operation:
     if operation.kernel == (1, 1) and operation.stride == (1, 1) and not any(layer.padding):
         _flatten(operation)
     operation.segments = tuple(_segments(layer, operation, config))
-    if len(operation.segments) == 1:
+    if layer.groups == 1:
         operation.pieces = tuple(_split(operation, config))
         operation.weights = _pack_dense(layer.weight, operation.pieces, config)
         operation.words = operation.weights.shape[1]
     else:
-        operation.weights = _pack_grouped(layer, operation.segments, config)
-        operation.words = operation.weights.shape[1]
+        operation.weights, operation.block_words = _pack_grouped(layer, operation.segments, config)
+        operation.words = int(operation.block_words.max())
     return operation
 
 
@@ -284,21 +285,22 @@ def _pack_dense(
     return np.ascontiguousarray(np.concatenate(parts, axis=1)).view(np.uint8)
 
 
-def _pack_grouped(layer: Conv, segments: tuple[Segment, ...], config: HardwareConfig) -> Bytes:
-    """As _pack_dense for one piece, each output block over the input blocks of its segment; shorter ones are padded at the end."""
+def _pack_grouped(
+    layer: Conv, segments: tuple[Segment, ...], config: HardwareConfig
+) -> tuple[Bytes, npt.NDArray[np.int64]]:
+    """As _pack_dense for one piece, each output block over the input blocks of its segment; and the words of each block."""
     c, (co, per_in, kh, kw) = config.channels, layer.weight.shape
     per_out = co // layer.groups
-    widest = max(s.inp[1] - s.inp[0] for s in segments)
-    packed = np.zeros((segments[-1].out[1], kh * kw * widest, c * c), np.int8)
+    parts, counts = [], []
     for segment in segments:
         span = segment.inp[1] - segment.inp[0]
         dense = np.zeros(((segment.out[1] - segment.out[0]) * c, span * c, kh, kw), np.int8)
         for channel in range(segment.out[0] * c, min(segment.out[1] * c, co)):
             first = channel // per_out * per_in - segment.inp[0] * c
             dense[channel - segment.out[0] * c, first : first + per_in] = layer.weight[channel]
-        piece = (Piece((0, kh), (0, kw), (0, span)),)
-        packed[segment.out[0] : segment.out[1], : kh * kw * span] = _pack_dense(dense, piece, config).view(np.int8)
-    return packed.view(np.uint8)
+        parts.append(_pack_dense(dense, (Piece((0, kh), (0, kw), (0, span)),), config).reshape(-1, c * c))
+        counts += [kh * kw * span] * (segment.out[1] - segment.out[0])
+    return np.concatenate(parts), np.array(counts, np.int64)
 
 
 def _pack_depthwise(weight: npt.NDArray[np.int8], config: HardwareConfig) -> Bytes:

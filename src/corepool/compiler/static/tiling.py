@@ -14,6 +14,7 @@ import numpy.typing as npt
 from corepool.compiler.static import search
 from corepool.compiler.static.lower import Operation
 from corepool.config import HardwareConfig
+from corepool.errors import ModelError
 from corepool.isa.table import Opcode, Shape
 
 MAX_CORES = 16
@@ -195,6 +196,8 @@ def tilings(operation: Operation, config: HardwareConfig, shape: Shape, cores: i
     if not len(grids):  # very large maps: any number of tiles that fits
         every = [_all_counts(-(-height // unit_h)), _all_counts(-(-width // unit_w)), block_counts[-1:] if grouped else _all_counts(blocks)]
         grids, prices = _search(operation, config, shape, *every, 1 << 16, cores)
+    if not len(grids):
+        raise ModelError(f"layer {operation.name}: no tile of it fits the memories of a core")
     kept, choice = _keep(prices + TILE_COST * grids[:, :3].prod(axis=1, keepdims=True))
     cuts = tuple(sorted({0, *(s.out[1] for s in operation.segments)})) if grouped else ()
     return [_tiling(operation, grids[k], (unit_h, unit_w), cuts) for k in kept], choice
