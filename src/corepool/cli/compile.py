@@ -32,7 +32,7 @@ def command(
     chosen = hardware(config)
     require_writable(out)
     refuse_overwriting(out, model, *([] if calibration is None else [calibration]))
-    from corepool.compiler.static import compile_model
+    from corepool.cli.building import compile_model
 
     begin = time.perf_counter()
     with output.progress("compiling") as show:

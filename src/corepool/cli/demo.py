@@ -28,6 +28,7 @@ NAME = "demo"
 NETWORK = "mobilenet_v2"
 CALIBRATION_IMAGES = 16
 MAX_FRAMES = 100
+SLOW_START_S = 12  # a warm start takes 4 s up to here
 
 
 @dataclass
@@ -93,6 +94,11 @@ class _Teller:
         if not self.quiet:
             output.write(f"[{time.perf_counter() - self._begin:6.1f} s]  {text}")
 
+    def warmed(self) -> None:
+        """Explain the wait, if compiled code was not there yet."""
+        if time.perf_counter() - self._begin > SLOW_START_S:
+            self.say("first run on this machine: the simulator is compiled once, which takes about half a minute")
+
     def show(self, *things: Any) -> None:
         if not self.quiet:
             output.show(*things)
@@ -118,7 +124,7 @@ def _compile(out: Path, config: HardwareConfig, say: _Teller) -> tuple[ModelPack
     with replacing(samples) as file:
         np.savez(file, input=photos.calibration(CALIBRATION_IMAGES))
     say.say(f"compiling for {config.name}: once, for any number of cores")
-    from corepool.compiler.static import compile_model
+    from corepool.cli.building import compile_model
 
     begin = time.perf_counter()
     with output.progress("compiling") as show:
@@ -155,6 +161,7 @@ def _play(device: Any, package: ModelPackage, config: HardwareConfig, frames: in
     names = _photos(len(before))
     for cores in (*before, *after):  # the first calls load compiled code; times shown are those of warm ones
         link(package, cores, config)
+    say.warmed()
     tenants = []
     for index, (photo, cores) in enumerate(zip(names, before, strict=True)):
         image = photos.preprocess(photos.load(photo))
@@ -263,7 +270,7 @@ def _phase_table(title: str, phase: Phase, photos: Sequence[str], config: Hardwa
             row["tenant"],
             _span(row["cores"]),
             row["photo"],
-            "\n".join(f"{best['name']} {best['probability'] * 100:.1f} %" for best in row["top3"]),
+            "\n".join(_named(row["top3"])),
             row["latency_ms"],
             row["fps"],
         )
@@ -271,6 +278,16 @@ def _phase_table(title: str, phase: Phase, photos: Sequence[str], config: Hardwa
     ]
     columns = ("tenant", "cores", "photo", "the network sees", "latency ms", "frames/s")
     return output.table(title, columns, rows, left=4)
+
+
+def _named(best: Sequence[dict[str, Any]]) -> list[str]:
+    """Classes with their probabilities; the class number is added where two classes have the same name."""
+    names = [each["name"] for each in best]
+    return [
+        f"{each['name']}{' (' + str(each['class']) + ')' if names.count(each['name']) > 1 else ''} "
+        f"{each['probability'] * 100:.1f} %"
+        for each in best
+    ]
 
 
 def _redeal_table(placements: Sequence[Placement], before: Sequence[range], whole_ms: float) -> Any:
