@@ -5,11 +5,14 @@ It must not know when anything happens; it is handed instructions in order and t
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
 from corepool.config import HardwareConfig
 from corepool.device import kernels
+from corepool.device.blas import one_thread
 from corepool.device.decode import COLUMN
 from corepool.device.memory import Banks
 
@@ -17,6 +20,8 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 EXACT_PRODUCTS = 1024  # so many products of two INT8 values sum up to at most 2^24, which float32 still counts exactly
+_AT_A_TIME = 1 << 19  # floats of a matrix: stays in the caches, and bounds what a senseless instruction can take
+_LEAST_PIXELS = 64
 _FEW_PIXELS = 4  # up to here, direct loops beat the copies that a matrix product needs
 _COLUMNS = np.array([COLUMN[name] for name in kernels.NAMES])
 
@@ -28,8 +33,8 @@ class DataPass:
         self.memories = _memories(config, banks)
         self._home = np.array([config.bank_of(core) for core in range(config.cores)], np.int64)
         self._weights: list[tuple[tuple[int, ...], Floats] | None] = [None] * config.cores
-        self._features = np.empty(0, np.float32)
-        self._parts = np.empty(0, np.float32)
+        self._features = [np.empty(0, np.float32)]
+        self._parts = [np.empty(0, np.float32)]
 
     def clear(self, core: int) -> None:
         """Zero all memories of a core."""
@@ -41,33 +46,34 @@ class DataPass:
         """Execute instructions: ``bases`` [banks] window starts, ``cores`` [n], ``fields`` [n, decoded columns]."""
         ops = np.ascontiguousarray(fields[:, _COLUMNS])
         number = 0
-        while True:
-            number = kernels.execute(self.memories, bases, self._home, cores, ops, number, _FEW_PIXELS)
-            if number == len(ops):
-                return
-            self._convolve(int(cores[number]), ops[number])
-            number += 1
+        with one_thread():
+            while True:
+                number = kernels.execute(self.memories, bases, self._home, cores, ops, number, _FEW_PIXELS)
+                if number == len(ops):
+                    return
+                self._convolve(int(cores[number]), ops[number])
+                number += 1
 
     def _convolve(self, core: int, op: Ints) -> None:
-        """CONV as matrix products of at most 1024 terms each, exact in float32."""
+        """CONV as matrix products of at most 1024 terms each, exact in float32, some output pixels at a time."""
         mem = self.memories
         channels = mem.feature.shape[3]
         pixels = int(op[kernels.ROWS] * op[kernels.COLS])
         depth = int(op[kernels.KERNEL_H] * op[kernels.KERNEL_W] * op[kernels.IN_BLOCKS]) * channels
         outputs = int(op[kernels.OUT_BLOCKS]) * channels
-        if self._features.size < pixels * depth:
-            self._features = np.empty(pixels * depth, np.float32)
-        features = self._features[: pixels * depth].reshape(pixels, depth)
-        kernels.gather(mem, core, op, features)
         weights = self._weight_matrix(core, op, outputs, depth)
         count = -(-depth // EXACT_PRODUCTS)
-        if self._parts.size < count * pixels * outputs:
-            self._parts = np.empty(count * pixels * outputs, np.float32)
-        parts = self._parts[: count * pixels * outputs].reshape(count, pixels, outputs)
-        for part in range(count):
-            terms = slice(part * EXACT_PRODUCTS, (part + 1) * EXACT_PRODUCTS)
-            np.matmul(features[:, terms], weights[:, terms].T, out=parts[part])
-        kernels.finish(mem, core, op, parts)
+        step = min(pixels, max(_LEAST_PIXELS, _AT_A_TIME // max(depth, count * outputs)))
+        features = _shaped(self._features, (step, depth))
+        parts = _shaped(self._parts, (count, step, outputs))
+        for first in range(0, pixels, step):
+            now = min(step, pixels - first)
+            kernels.gather(mem, core, op, first, features[:now])
+            for part in range(count):
+                terms = slice(part * EXACT_PRODUCTS, (part + 1) * EXACT_PRODUCTS)
+                np.matmul(features[:now, terms], weights[:, terms].T, out=parts[part, :now])
+            kernels.finish(mem, core, op, first, now, parts)
+        mem.accumulator[core] = 0
 
     def _weight_matrix(self, core: int, op: Ints, outputs: int, depth: int) -> Floats:
         """The CONV's weights as floats [outputs, depth]; kept until a LOAD writes there."""
@@ -82,6 +88,14 @@ class DataPass:
         stale[:] = key[0], words, int(key[0] + words > self.memories.weight.shape[1])
         self._weights[core] = (key, matrix)
         return matrix
+
+
+def _shaped(kept: list[Floats], shape: tuple[int, ...]) -> Floats:
+    """An uninitialised array of this shape, in memory that is used again and again."""
+    size = math.prod(shape)
+    if kept[0].size < size:
+        kept[0] = np.empty(size, np.float32)
+    return kept[0][:size].reshape(shape)
 
 
 def _memories(config: HardwareConfig, banks: Banks) -> kernels.Memories:

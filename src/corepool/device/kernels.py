@@ -335,6 +335,15 @@ def _pointwise(mem: Memories, c: Int, op: Ints) -> None:
 
 
 @njit(cache=True, nogil=True)
+def _is_plain(mem: Memories, op: Ints) -> Any:
+    """Whether a CONV is complete in itself, and neither its weights nor its results wrap into themselves."""
+    weights = op[OUT_BLOCKS] * op[KERNEL_H] * op[KERNEL_W] * op[IN_BLOCKS]
+    results = op[OUT_BLOCKS] * op[ROWS] * op[COLS]
+    fits = weights <= mem.weight.shape[1] and results <= mem.result.shape[1]
+    return fits and op[FIRST] != 0 and op[LAST] != 0
+
+
+@njit(cache=True, nogil=True)
 def execute(mem: Memories, bases: Ints, home: Ints, cores: Ints, ops: Ints, number: Int, few: Int) -> Int:
     """Execute operations from ``number`` on, up to a CONV that a matrix product does faster; returns its number.
 
@@ -351,7 +360,7 @@ def execute(mem: Memories, bases: Ints, home: Ints, cores: Ints, ops: Ints, numb
             for b in range(bases.shape[0]):
                 if op[MASK] >> b & 1:
                     _save(mem, c, op, mem.ddr[b], bases[b])
-        elif kind == CONV and op[FIRST] and op[LAST] and op[ROWS] * op[COLS] > few:
+        elif kind == CONV and op[ROWS] * op[COLS] > few and _is_plain(mem, op):
             return number
         elif kind == POOL and op[MODE] == 0:
             _maximum(mem, c, op)
@@ -364,32 +373,34 @@ def execute(mem: Memories, bases: Ints, home: Ints, cores: Ints, ops: Ints, numb
 
 
 @njit(cache=True, nogil=True)
-def gather(mem: Memories, c: Int, op: Ints, matrix: Floats) -> None:
-    """Fill ``matrix`` [rows * cols, kernel_h * kernel_w * in_blocks * C] with the features under each output pixel."""
+def gather(mem: Memories, c: Int, op: Ints, first: Int, matrix: Floats) -> None:
+    """Fill ``matrix`` [pixels, kernel_h * kernel_w * in_blocks * C] with what lies under pixels ``first``..."""
     lines, width, channels = mem.feature.shape[1], mem.feature.shape[2], mem.feature.shape[3]
     memory = mem.feature[c]
     factor = mem.turn[0]
-    pixel = 0
-    for oy in range(op[ROWS]):
-        for ox in range(op[COLS]):
-            row = matrix[pixel]
-            pixel += 1
-            at = 0
-            for ky in range(op[KERNEL_H]):
-                iy = op[START_Y] + oy * op[STRIDE_Y] + ky * op[DILATION_Y]
-                for kx in range(op[KERNEL_W]):
-                    ix = op[START_X] + ox * op[STRIDE_X] + kx * op[DILATION_X]
-                    if not _inside(op, iy, ix):
-                        row[at : at + op[IN_BLOCKS] * channels] = op[PAD_VALUE]
-                        at += op[IN_BLOCKS] * channels
-                        continue
-                    line = op[FEATURE] + iy * op[ROW_PITCH] + ix // width
-                    bank = (ix + factor * iy) % width
-                    for b in range(op[IN_BLOCKS]):
-                        word = memory[(line + b * op[BLOCK_PITCH]) % lines, bank]
-                        for i in range(channels):
-                            row[at + i] = word[i]
-                        at += channels
+    oy, ox = first // op[COLS], first % op[COLS]
+    for pixel in range(matrix.shape[0]):
+        row = matrix[pixel]
+        at = 0
+        for ky in range(op[KERNEL_H]):
+            iy = op[START_Y] + oy * op[STRIDE_Y] + ky * op[DILATION_Y]
+            for kx in range(op[KERNEL_W]):
+                ix = op[START_X] + ox * op[STRIDE_X] + kx * op[DILATION_X]
+                if not _inside(op, iy, ix):
+                    row[at : at + op[IN_BLOCKS] * channels] = op[PAD_VALUE]
+                    at += op[IN_BLOCKS] * channels
+                    continue
+                line = op[FEATURE] + iy * op[ROW_PITCH] + ix // width
+                bank = (ix + factor * iy) % width
+                for b in range(op[IN_BLOCKS]):
+                    word = memory[(line + b * op[BLOCK_PITCH]) % lines, bank]
+                    for i in range(channels):
+                        row[at + i] = word[i]
+                    at += channels
+        ox += 1
+        if ox == op[COLS]:
+            ox = 0
+            oy += 1
 
 
 @njit(cache=True, nogil=True)
@@ -408,17 +419,16 @@ def spread_weights(mem: Memories, c: Int, op: Ints, matrix: Floats) -> None:
 
 
 @njit(cache=True, nogil=True)
-def finish(mem: Memories, c: Int, op: Ints, parts: Floats) -> None:
-    """Requantise partial sums ``parts`` [parts, rows * cols, out_blocks * C] (each exact) into the results."""
+def finish(mem: Memories, c: Int, op: Ints, first: Int, count: Int, parts: Floats) -> None:
+    """Requantise ``count`` pixels of partial sums ``parts`` [parts, pixels, out_blocks * C], each exact, into results."""
     channels = mem.feature.shape[3]
     pixels = op[ROWS] * op[COLS]
     sums = np.zeros(channels, np.int32)
     for g in range(op[OUT_BLOCKS]):
-        for pixel in range(pixels):
+        for pixel in range(count):
             for o in range(channels):
                 sums[o] = np.int32(parts[0, pixel, g * channels + o])
             for part in range(1, parts.shape[0]):
                 for o in range(channels):
                     sums[o] += np.int32(parts[part, pixel, g * channels + o])
-            _put(mem, c, op, op[PARAMETER] + g, op[RESULT] + g * pixels + pixel, sums)
-    mem.accumulator[c] = 0
+            _put(mem, c, op, op[PARAMETER] + g, op[RESULT] + g * pixels + first + pixel, sums)

@@ -28,6 +28,7 @@ from corepool.device.base import (
 )
 from corepool.device.decode import KIND, KIND_SYNC, STEPS, Decoded, decode_stream
 from corepool.device.memory import Banks, Windows
+from corepool.device.timeline import CoreTimeline
 from corepool.errors import DeviceError
 from corepool.isa.table import INSTRUCTION_BYTES
 
@@ -35,16 +36,6 @@ if TYPE_CHECKING:
     from corepool.device.execute import DataPass
 
 Ints = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class CoreTimeline:
-    """What a core did in the latest run: its program, and when each instruction started and ended (-1: not)."""
-
-    core: int
-    program: Decoded
-    started: Ints
-    ended: Ints
 
 
 @dataclass
