@@ -6,7 +6,7 @@ It must not know how networks are compiled or executed; it tells the story and c
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +20,7 @@ from corepool.errors import ConfigError, DeviceError, InputError
 if TYPE_CHECKING:
     from corepool.compiler.model import ModelPackage
     from corepool.config import HardwareConfig
+    from corepool.device.trace import Traced
     from corepool.runtime.session import Placement, Result
     from corepool.runtime.sharing import Frame, Tenant
 
@@ -48,6 +49,7 @@ class Story:
     placements: list[Placement]
     redeal_ms: float
     redeal_cycle: int
+    traces: list[Traced]
 
 
 def command(
@@ -58,6 +60,8 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Compile MobileNetV2, let tenants share a card, and re-deal its cores while they run."""
+    from corepool.runtime.session import save_trace
+
     begin = time.perf_counter()
     if not 1 <= frames <= MAX_FRAMES:
         raise InputError(f"--frames must be 1 to {MAX_FRAMES}, not {frames}")
@@ -70,7 +74,7 @@ def command(
     report = _report(story, chosen, package, device) | {"static_compile_s": compile_s, "first_result_s": say.first_s}
     picture, trace = out / "cores.png", out / "trace.json"
     _draw(picture, story, chosen, report)
-    _trace(simulator, trace)
+    save_trace(trace, chosen, story.traces)
     report |= {"picture": str(picture), "trace": str(trace), "seconds": time.perf_counter() - begin}
     if json:
         output.write_json(report)
@@ -169,7 +173,8 @@ def _play(device: Any, package: ModelPackage, config: HardwareConfig, frames: in
         cycles = package.meta["predicted_cycles"][len(cores) - 1]
         tenants.append(Tenant("ABCDEFGH"[index], session, {session.inputs[0].name: image}, cycles))
     say.say(f"{len(tenants)} tenants with {_sizes(before)} cores, all at the same time")
-    first = Phase(before, serve(tenants, frames=frames, seen=_announcer(say, tenants, names)))
+    traces: list[Traced] = []
+    first = Phase(before, serve(tenants, frames=frames, seen=_watcher(say, tenants, names, traces)))
     horizon = max(frame.end_cycle for frame in first.frames) - min(frame.start_cycle for frame in first.frames)
     say.show("", _phase_table(f"with {_sizes(before)} cores", first, names, config))
     cycle, begin = device.cycle, time.perf_counter()
@@ -178,12 +183,12 @@ def _play(device: Any, package: ModelPackage, config: HardwareConfig, frames: in
     say.show("", _redeal_table(placements, before, redeal_ms))
     for tenant, cores in zip(tenants, after, strict=True):
         tenant.frame_cycles = package.meta["predicted_cycles"][len(cores) - 1]
-    second = Phase(after, serve(tenants, horizon_cycles=horizon))
+    second = Phase(after, serve(tenants, horizon_cycles=horizon, seen=_watcher(None, tenants, names, traces)))
     say.show("", _phase_table(f"with {_sizes(after)} cores", second, names, config), "")
     _check_equal(tenants, [*first.frames, *second.frames])
     for tenant in tenants:
         tenant.session.close()
-    return Story(names, [first, second], placements, redeal_ms, cycle)
+    return Story(names, [first, second], placements, redeal_ms, cycle, traces)
 
 
 def _photos(count: int) -> list[str]:
@@ -195,17 +200,23 @@ def _photos(count: int) -> list[str]:
     return [names[index % len(names)] for index in range(count)]
 
 
-def _announcer(say: _Teller, tenants: Sequence[Tenant], photos: Sequence[str]) -> Any:
-    """Tells the first answer of each tenant as soon as it is there."""
-    photo = {tenant.name: name for tenant, name in zip(tenants, photos, strict=True)}
-    told: set[str] = set()
+def _watcher(
+    say: _Teller | None, tenants: Sequence[Tenant], photos: Sequence[str], traces: list[Traced]
+) -> Callable[[Frame], None]:
+    """Keeps each tenant's first frame for the trace, and tells its answer as soon as it is there."""
+    known = {tenant.name: (tenant, photo) for tenant, photo in zip(tenants, photos, strict=True)}
+    waiting = set(known)
 
     def seen(frame: Frame) -> None:
-        if frame.tenant not in told:
-            told.add(frame.tenant)
+        if frame.tenant not in waiting:
+            return
+        waiting.remove(frame.tenant)
+        tenant, photo = known[frame.tenant]
+        traces.append(tenant.session.traced(f"tenant {frame.tenant} ({photo})"))
+        if say is not None:
             best = top(frame.result, 1)[0]
             share = best["probability"] * 100
-            say.result(f"tenant {frame.tenant}: {photo[frame.tenant]}.jpg shows: {best['name']} ({share:.0f} %)")
+            say.result(f"tenant {frame.tenant}: {photo}.jpg shows: {best['name']} ({share:.0f} %)")
 
     return seen
 
@@ -359,7 +370,3 @@ def _draw(path: Path, story: Story, config: HardwareConfig, report: dict[str, An
     }
     title = f"MobileNetV2: {len(labels)} tenants on one {config.name} card"
     draw(path, spans, [mark], labels, cores=config.cores, cores_per_bank=config.cores_per_bank, title=title)
-
-
-def _trace(device: Any, path: Path) -> None:
-    raise NotImplementedError

@@ -64,8 +64,10 @@ def show(*things: Any) -> None:
     """Print rich tables or plain text on stdout."""
     out = console()
     try:
-        for thing in things:
-            out.print(thing)
+        with out.capture() as captured:
+            for thing in things:
+                out.print(thing)
+        sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
         sys.stdout.flush()
     except BrokenPipeError:
         raise PipeClosedError from None

@@ -5,9 +5,11 @@ It must not know how devices execute streams or how packages are compiled.
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,8 +17,11 @@ import numpy.typing as npt
 
 from corepool.compiler.dynamic.linker import Linked, link
 from corepool.compiler.model import ModelPackage
+from corepool.config import HardwareConfig
 from corepool.device.base import STREAM_ALIGNMENT, WINDOW_ALIGNMENT, Completion, Counters, Device, Lease
+from corepool.device.trace import Traced, write_trace
 from corepool.errors import DeviceError, FaultError
+from corepool.files import replacing
 from corepool.runtime.host import HostPort, check_inputs, pack, unpack, unpack_float
 from corepool.runtime.tail import Tail
 
@@ -190,6 +195,11 @@ class Session:
         raw = {name: data.tobytes() for name, data in words.items()}
         return Result(self._outputs(words), completion, counters, raw)
 
+    def traced(self, name: str) -> Traced:
+        """What each instruction of the latest inference did when, for a trace; empty if the device does not tell."""
+        timeline = getattr(self.device, "timeline", None)
+        return Traced(name, [] if timeline is None else timeline(self._open()))
+
     def run(self, inputs: Mapping[str, Array] | None) -> Result:
         """Start and finish."""
         self.start(inputs)
@@ -211,6 +221,15 @@ class Session:
     def close(self) -> None:
         """Give the cores back. Closing twice does no harm."""
         self.release()
+
+
+def save_trace(path: Path, config: HardwareConfig, runs: Sequence[Traced]) -> None:
+    """Write a trace file (JSON for Chrome and Perfetto), whole or not at all. Raises OSError."""
+    with replacing(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
+        write_trace(text, config, runs)
+        text.flush()
+        text.detach()
 
 
 def redeal(sessions: Sequence[Session], cores: Sequence[Sequence[int]]) -> list[Placement]:
