@@ -264,3 +264,45 @@ def test_mobilenet_v2_on_photos(tmp_path: Path) -> None:
     differences = layer_differences(graph, imported.qdq_model, inputs)
     assert len(differences) == len(graph.layers)
     assert max(differences.values()) <= 1
+
+
+@pytest.mark.parametrize(("name", "gmac", "layers"), [("squeezenet", 0.349, 30), ("inception_v2", 2.019, 83)])
+def test_files_that_others_made(name: str, gmac: float, layers: int) -> None:
+    """Networks of opset 9 from onnx's own test data: constants made by nodes, factors behind normalisations."""
+    path = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light" / f"light_{name}.onnx"
+    rng = np.random.default_rng(0)
+    sample = {"data_0": rng.normal(size=(1, 3, 224, 224)).astype(np.float32)}
+    imported = import_model(path, sample)
+    graph = imported.graph
+    assert len(graph.layers) == layers
+    assert round(sum(graph.macs(layer) for layer in graph.layers) / 1e9, 3) == gmac
+    assert graph.host_nodes[0].op == "Softmax"
+    assert max(layer_differences(graph, imported.qdq_model, sample).values()) <= 1
+
+
+def test_sums_of_several_and_factors_merge(tmp_path: Path) -> None:
+    """Conv, Mul and Add per channel and Sum of three maps become three fused convolutions; what was merged is told."""
+    rng = np.random.default_rng(3)
+    constants = {f"w{i}": rng.normal(size=(8, 8, 1, 1)).astype(np.float32) for i in range(3)}
+    constants["factor"] = rng.uniform(0.5, 2, size=(8, 1, 1)).astype(np.float32)
+    nodes = [helper.make_node("Conv", ["x", f"w{i}"], [f"c{i}"], name=f"conv{i}") for i in range(3)]
+    nodes += [
+        helper.make_node("Mul", ["c0", "factor"], ["m"], name="factor"),
+        helper.make_node("Add", ["factor", "m"], ["a"], name="offset"),
+        helper.make_node("Sum", ["a", "c1", "c2"], ["y"], name="sum"),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8, 6, 6]) for name in "xy"]
+    tensors = [numpy_helper.from_array(value, key) for key, value in constants.items()]
+    graph_proto = helper.make_graph(nodes, "g", values[:1], values[1:], tensors)
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph_proto, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    samples = rng.normal(size=(8, 8, 6, 6)).astype(np.float32)
+    imported = import_model(path, {"x": samples})
+    assert [type(layer) for layer in imported.graph.layers] == [Conv] * 3
+    assert imported.graph.removed["factor"] == "merged into 'conv0'"
+    assert imported.graph.removed["offset"] == "merged into 'conv0'"
+    inputs = {"x": samples[:1]}
+    assert max(layer_differences(imported.graph, imported.qdq_model, inputs).values()) <= 1
+    mine = reference.outputs(imported.graph, reference.execute(imported.graph, inputs))["y"]
+    expected = onnxruntime.InferenceSession(str(path)).run(None, inputs)[0]
+    np.testing.assert_allclose(mine, expected, atol=0.06 * np.abs(expected).max())

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from corepool.compiler.static.frontend import ops_elementwise, ops_linear, ops_pool, ops_quant, ops_shape, tail
 from corepool.compiler.static.frontend.context import Context, Node, Unsupported
-from corepool.compiler.static.frontend.fold import FOLDABLE, evaluate
+from corepool.compiler.static.frontend.fold import FOLDABLE, Folder
 from corepool.compiler.static.frontend.nodes import in_order, read_nodes
 from corepool.compiler.static.frontend.values import Bad, Codes, Const, Pointwise, QuantConst, RawCodes, RawInput, Value
 from corepool.compiler.static.frontend.views import ViewError, input_form
@@ -36,7 +36,7 @@ HANDLERS: Mapping[str, Handler] = {
     "AveragePool": ops_pool.average_pool,
     "GlobalAveragePool": ops_pool.global_average_pool,
     "ReduceMean": ops_pool.reduce_mean,
-    **dict.fromkeys(("Add", "Sub", "Mul", "Div"), ops_elementwise.binary),
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Sum"), ops_elementwise.binary),
     **dict.fromkeys(ops_elementwise.UNARY, ops_elementwise.unary),
     "Clip": ops_elementwise.clip,
     "Concat": ops_shape.concat,
@@ -56,7 +56,8 @@ class Builder:
         self.proto = model.graph
         opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
         graph = Graph(model.graph.name or "model", {}, [], [], [])
-        self.context = Context(graph, opset)
+        self.context = Context(graph)
+        self.folder = Folder(opset)
         self.problems: list[str] = []
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.input_names = [v.name for v in model.graph.input if v.name not in self.constants]
@@ -163,7 +164,7 @@ class Builder:
         constant = all(isinstance(ctx.values[name], Const) for name in node.inputs if name)  # true of none
         if constant and node.op in FOLDABLE:
             ctx.note(node, "folded into a constant")
-            return Const(evaluate(node, [ctx.values[n] for n in node.inputs if n], ctx.opset))  # type: ignore[misc]
+            return Const(self.folder.evaluate(node, [ctx.values[n] for n in node.inputs if n]))  # type: ignore[misc]
         handler = HANDLERS.get(node.op)
         if handler is None:
             raise Unsupported("operator not supported")

@@ -70,7 +70,6 @@ class Context:
     """What operator handlers read and change."""
 
     graph: Graph
-    opset: int
     values: dict[str, Value] = field(default_factory=dict)
     input_forms: dict[str, Form] = field(default_factory=dict)
     derived: dict[str, tuple[str, Int8Array]] = field(default_factory=dict)  # tensor -> (tensor it is a LUT of, table)

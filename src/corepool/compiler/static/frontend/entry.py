@@ -40,18 +40,22 @@ def import_model(path: Path | str, calibration: Calibration | None = None, fold_
     model = load(path)
     try:
         quantised = any(p.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv") for p in model.graph.node)
+        removed: dict[str, str] = {}
         if not quantised:
-            model = _quantise(model, calibration)
+            model, removed = _quantise(model, calibration)
         graph = Builder(model).build()
+        graph.removed = {**removed, **graph.removed}
     except CalibrationError:
         raise
     except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
+        raise ModelError(" ".join(f"{path}: {error}".split())) from None
     return Imported(run_passes(graph, fold_stem=fold_stem), model)
 
 
-def _quantise(model: onnx.ModelProto, calibration: Calibration | None) -> onnx.ModelProto:
-    model = FloatModel(model).run()
+def _quantise(model: onnx.ModelProto, calibration: Calibration | None) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """The quantised model, and what became of nodes on the way."""
+    tidied = FloatModel(model)
+    model = tidied.run()
     nodes = read_nodes(model.graph)
     problems: list[str] = []
     tail.find(nodes, problems)
@@ -70,4 +74,4 @@ def _quantise(model: onnx.ModelProto, calibration: Calibration | None) -> onnx.M
         raise ModelError("; ".join(problems))
     samples = read_calibration(calibration, input_shapes(model))
     kept_float = {"QuantizeLinear", "DequantizeLinear", "Shape", "Identity", "Dropout"}
-    return quantise_model(model, samples, sorted(set(HANDLERS) - kept_float))
+    return quantise_model(model, samples, sorted(set(HANDLERS) - kept_float)), tidied.removed

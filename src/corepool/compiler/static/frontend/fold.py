@@ -17,7 +17,8 @@ from onnx.reference import ReferenceEvaluator
 from corepool.compiler.static.frontend.context import Node, Unsupported
 from corepool.compiler.static.frontend.values import Const
 
-SIZE_LIMIT = 1 << 28  # bytes of one folded constant
+SIZE_LIMIT = 1 << 29  # bytes of one folded constant
+TOTAL_LIMIT = 1 << 31  # bytes of all folded constants of a model
 
 FOLDABLE = frozenset(
     {
@@ -29,12 +30,27 @@ FOLDABLE = frozenset(
 )
 
 
-def evaluate(node: Node, inputs: Sequence[Const], opset: int) -> npt.NDArray[Any]:
-    """The node's only output; Unsupported if it is too large, has several outputs or cannot be computed."""
-    if node.op == "Constant":
-        return _constant(node)
-    arrays = [value.array for value in inputs]
-    _refuse_large(node, arrays)
+class Folder:
+    """Evaluates constant nodes of one model, of one ``opset``, and keeps count of the bytes that they make."""
+
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
+        self.left = TOTAL_LIMIT
+
+    def evaluate(self, node: Node, inputs: Sequence[Const]) -> npt.NDArray[Any]:
+        """The node's only output; Unsupported if it is too large, has several outputs or cannot be computed."""
+        if node.op == "Constant":
+            return _constant(node)
+        arrays = [value.array for value in inputs]
+        size = _size_bound(node, arrays)
+        if size > min(SIZE_LIMIT, self.left):
+            raise Unsupported(f"its constant value of {size >> 20} MiB is too large")
+        result = _run(node, arrays, self.opset)
+        self.left -= result.nbytes
+        return result
+
+
+def _run(node: Node, arrays: list[npt.NDArray[Any]], opset: int) -> npt.NDArray[Any]:
     names = [f"i{i}" if name else "" for i, name in enumerate(node.inputs)]
     feed = dict(zip([name for name in names if name], arrays, strict=True))
     proto = helper.make_node(node.op, names, ["o"], **node.attributes)
@@ -65,32 +81,26 @@ def _constant(node: Node) -> npt.NDArray[Any]:
     raise Unsupported("supported are tensors, floats and integers")
 
 
-def _refuse_large(node: Node, arrays: list[npt.NDArray[Any]]) -> None:
-    """Operators that can make much out of little are checked before they run."""
-    size = 0
+_NO_GROWTH = ("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Concat", "Slice", "Shape", "Size")
+
+
+def _size_bound(node: Node, arrays: list[npt.NDArray[Any]]) -> int:
+    """Bytes that the node's result can have at most, told from its inputs before it runs."""
+    given = sum(array.nbytes for array in arrays)
+    if node.op in _NO_GROWTH:
+        return given
     if node.op == "ConstantOfShape":
-        size = math.prod(int(v) for v in arrays[0].reshape(-1)) * 8
-    elif node.op == "Expand":
-        size = math.prod(int(v) for v in arrays[1].reshape(-1)) * max(arrays[0].size, 1) * 8
-    elif node.op == "Range":
+        value = node.get("value", None)
+        item = helper.tensor_dtype_to_np_dtype(value.data_type).itemsize if value is not None else 4
+        return math.prod(int(v) for v in arrays[0].reshape(-1)) * item
+    if node.op == "Expand":
+        return math.prod(int(v) for v in arrays[1].reshape(-1)) * max(arrays[0].size, 1) * arrays[0].itemsize
+    if node.op == "Range":
         start, limit, delta = (float(a.reshape(())) for a in arrays)
-        size = int(abs((limit - start) / delta)) * 8 if delta else SIZE_LIMIT + 1
-    elif node.op not in (
-        "Identity",
-        "Reshape",
-        "Transpose",
-        "Squeeze",
-        "Unsqueeze",
-        "Flatten",
-        "Cast",
-        "Shape",
-        "Size",
-    ):
-        shapes = [a.shape for a in arrays]
-        if node.op not in ("Concat", "Gather", "Slice"):
-            try:
-                size = math.prod(np.broadcast_shapes(*shapes)) * 8 if shapes else 0
-            except ValueError:
-                size = 0  # the evaluator will say what is wrong
-    if size > SIZE_LIMIT:
-        raise Unsupported(f"its constant value of {size >> 20} MiB is too large")
+        return int(abs((limit - start) / delta)) * 8 if delta else SIZE_LIMIT + 1
+    if node.op == "Gather":
+        return arrays[1].size * (arrays[0].nbytes // max(arrays[0].shape[int(node.get("axis", 0))], 1) or 8)
+    try:
+        return math.prod(np.broadcast_shapes(*(a.shape for a in arrays))) * 8
+    except ValueError:
+        return given  # the evaluator will say what is wrong

@@ -116,7 +116,11 @@ def clip(ctx: Context, node: Node) -> Value:
 
 
 def binary(ctx: Context, node: Node) -> Value:
-    """Add, Sub, Mul, Div."""
+    """Add, Sub, Mul, Div, and Sum of two."""
+    if node.op == "Sum":
+        if len(node.inputs) != 2:
+            raise Unsupported(f"{len(node.inputs)} inputs; supported are two")
+        node = replace(node, op="Add")
     left, right = (ctx.values[name] for name in node.inputs)
     constants = [isinstance(value, (Const, QuantConst)) for value in (left, right)]
     if any(constants):

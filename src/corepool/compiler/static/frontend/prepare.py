@@ -1,4 +1,4 @@
-"""Tidies a float model before it is quantised: constants folded, normalisations merged, no-ops removed.
+"""Tidies a float model before it is quantised: constants folded, factors merged into weights, no-ops removed.
 
 It must not know calibration or the layer graph.
 """
@@ -14,7 +14,7 @@ import onnx
 from onnx import helper, numpy_helper, shape_inference
 
 from corepool.compiler.static.frontend.context import Node, Unsupported
-from corepool.compiler.static.frontend.fold import FOLDABLE, evaluate
+from corepool.compiler.static.frontend.fold import FOLDABLE, Folder
 from corepool.compiler.static.frontend.nodes import in_order, read_nodes
 from corepool.compiler.static.frontend.values import Const
 from corepool.errors import ModelError
@@ -30,16 +30,17 @@ class FloatModel:
         self.model = model
         self.graph = model.graph
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.opset = max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+        self.folder = Folder(max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")))
         self.shapes = _infer_shapes(model)
+        self.removed: dict[str, str] = {}  # node name -> what became of it
 
     def run(self) -> onnx.ModelProto:
         """All steps; raises ModelError if a constant holds NaN or infinity."""
         self._sort()
         self._remove_no_ops()
         self._fold_constants()
-        self._merge_normalisations()
         self._write_as_sums_and_products()
+        self._merge_factors()
         read = {name for node in self.graph.node for name in node.input} | {v.name for v in self.graph.output}
         kept = [tensor for name, tensor in self.constants.items() if name in read]
         for tensor in kept:
@@ -81,6 +82,7 @@ class FloatModel:
             no_op = proto.op_type == "Identity" or (proto.op_type == "Dropout" and self._inference(proto))
             if no_op and proto.output[0] not in outputs:
                 renamed[proto.output[0]] = proto.input[0]
+                self.removed[proto.name] = "removed"
             else:
                 nodes.append(proto)
         self._replace_nodes(nodes)
@@ -99,6 +101,7 @@ class FloatModel:
                 nodes.append(proto)
             else:
                 self._set(node.outputs[0], value)
+                self.removed[node.name] = "folded into a constant"
         self._replace_nodes(nodes)
 
     def _value(self, node: Node) -> npt.NDArray[Any] | None:
@@ -108,34 +111,53 @@ class FloatModel:
         if node.op not in FOLDABLE or not all(name in self.constants for name in node.inputs if name):
             return None
         try:
-            return evaluate(node, [Const(self._array(name)) for name in node.inputs if name], self.opset)
+            return self.folder.evaluate(node, [Const(self._array(name)) for name in node.inputs if name])
         except Unsupported as error:
             raise ModelError(f"node '{node.name}' ({node.op}): {error}") from None
 
-    def _merge_normalisations(self) -> None:
+    def _merge_factors(self) -> None:
+        """Merges BatchNormalization and constant factors and offsets into the convolution or Gemm before them."""
         makers = {proto.output[0]: proto for proto in self.graph.node if proto.output}
         uses = Counter(name for proto in self.graph.node for name in proto.input)
         uses.update(value.name for value in self.graph.output)
         nodes: list[onnx.NodeProto] = []
         for proto in self.graph.node:
-            known = proto.op_type == "BatchNormalization" and all(name in self.constants for name in proto.input[1:5])
-            if not known or len([name for name in proto.output if name]) > 1:
+            found = self._factors(proto)
+            if found is None:
                 nodes.append(proto)
                 continue
-            factor, offset = self._normalisation(proto)
-            maker = makers.get(proto.input[0])
-            if maker is not None and uses[proto.input[0]] == 1 and self._scale_weights(maker, factor, offset):
+            source, factor, offset = found
+            maker = makers.get(source)
+            if maker is not None and uses[source] == 1 and self._scale_weights(maker, factor, offset):
                 maker.output[0] = proto.output[0]
-                makers[proto.output[0]] = maker
+                self.removed[proto.name] = f"merged into '{maker.name}'"
+            elif proto.op_type == "BatchNormalization":
+                maker = self._as_convolution(proto, factor, offset)
+                nodes.append(maker)
             else:
-                nodes.extend(self._as_convolution(proto, factor, offset))
+                maker = proto
+                nodes.append(maker)
+            makers[proto.output[0]] = maker
         self._replace_nodes(nodes)
 
-    def _normalisation(self, proto: onnx.NodeProto) -> tuple[FloatArray, FloatArray]:
-        epsilon = next((a.f for a in proto.attribute if a.name == "epsilon"), 1e-5)
-        scale, shift, mean, variance = (self._array(name).astype(np.float64) for name in proto.input[1:5])
-        factor = scale / np.sqrt(variance + epsilon)
-        return factor.astype(np.float32), (shift - mean * factor).astype(np.float32)
+    def _factors(self, proto: onnx.NodeProto) -> tuple[str, FloatArray, FloatArray] | None:
+        """(x, factor, offset) if a node computes ``factor * x + offset`` with constants; shapes as they broadcast."""
+        constant = [name in self.constants for name in proto.input]
+        if proto.op_type == "BatchNormalization" and all(constant[1:5]) and not any(list(proto.output)[1:]):
+            epsilon = next((a.f for a in proto.attribute if a.name == "epsilon"), 1e-5)
+            scale, shift, mean, variance = (self._array(name).astype(np.float64) for name in proto.input[1:5])
+            factor = scale / np.sqrt(variance + epsilon)
+            offset = shift - mean * factor
+            spatial = max(len(self.shapes.get(proto.input[0], ())) - 2, 0)
+            shape = (-1, *[1] * spatial)  # as an Add or Mul would have to write it
+            return proto.input[0], np.float32(factor).reshape(shape), np.float32(offset).reshape(shape)
+        if proto.op_type in ("Add", "Mul") and sorted(constant) == [False, True]:
+            values = self._array(proto.input[constant.index(True)])
+            if values.dtype == np.float32:
+                one, zero = np.ones(1, dtype=np.float32), np.zeros(1, dtype=np.float32)
+                source = proto.input[constant.index(False)]
+                return (source, one, values) if proto.op_type == "Add" else (source, values, zero)
+        return None
 
     def _scale_weights(self, maker: onnx.NodeProto, factor: FloatArray, offset: FloatArray) -> bool:
         """Merges ``factor * x + offset`` into a convolution or Gemm with constant weights; False if it cannot."""
@@ -147,41 +169,78 @@ class FloatModel:
             return False
         weight = self._array(maker.input[1])
         axis = 1 if gemm and not ("transB" in attributes and attributes["transB"].i) else 0
-        if weight.ndim < 2 or weight.shape[axis] != factor.size:
+        if weight.ndim < 2 or weight.dtype != np.float32:
+            return False
+        outputs = weight.shape[axis]
+        vectors = [_per_channel(values, outputs, weight.ndim - 2) for values in (factor, offset)]
+        if vectors[0] is None or vectors[1] is None:
             return False
         bias = np.zeros(1, dtype=np.float32)
         if len(maker.input) > 2 and maker.input[2]:
             bias = self._array(maker.input[2]).reshape(-1)
         shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
         names = [f"{maker.output[0]}/merged_weight", f"{maker.output[0]}/merged_bias"]
-        self._set(names[0], weight * factor.reshape(shape))
-        self._set(names[1], np.asarray(bias * factor + offset, dtype=np.float32))
+        self._set(names[0], weight * vectors[0].reshape(shape))
+        self._set(names[1], np.asarray(bias * vectors[0] + vectors[1], dtype=np.float32))
         source = maker.input[0]
         del maker.input[:]
         maker.input.extend([source, *names])
         return True
 
-    def _as_convolution(self, proto: onnx.NodeProto, factor: FloatArray, offset: FloatArray) -> list[onnx.NodeProto]:
+    def _as_convolution(self, proto: onnx.NodeProto, factor: FloatArray, offset: FloatArray) -> onnx.NodeProto:
+        """A normalisation of its own as a depthwise 1x1 convolution (of a flat vector: as it is)."""
         rank = len(self.shapes.get(proto.input[0], ()))
         if rank not in (3, 4):
-            return [proto]
+            return proto
+        self.removed[proto.name] = "became a depthwise convolution"
         weight, bias = f"{proto.output[0]}/weight", f"{proto.output[0]}/bias"
         self._set(weight, factor.reshape(-1, *([1] * (rank - 1))))
-        self._set(bias, offset)
+        self._set(bias, offset.reshape(-1))
         inputs = [proto.input[0], weight, bias]
-        return [helper.make_node("Conv", inputs, list(proto.output), name=proto.name, group=factor.size)]
+        return helper.make_node("Conv", inputs, list(proto.output), name=proto.name, group=factor.size)
 
     def _write_as_sums_and_products(self) -> None:
-        """Sub and Div by constants become Add and Mul, which the quantiser knows."""
+        """Sub and Div by constants, and Sum, become Add and Mul, which the quantiser knows."""
+        nodes: list[onnx.NodeProto] = []
         for proto in self.graph.node:
             if proto.op_type in ("Sub", "Div") and proto.input[1] in self.constants:
-                values = self._array(proto.input[1])
-                if values.dtype != np.float32 or (proto.op_type == "Div" and not values.all()):
-                    continue
-                name = f"{proto.output[0]}/constant"
-                self._set(name, -values if proto.op_type == "Sub" else 1 / values)
-                proto.op_type = "Add" if proto.op_type == "Sub" else "Mul"
-                proto.input[1] = name
+                self._turn(proto)
+            if proto.op_type == "Sum" and len(proto.input) > 1:
+                nodes.extend(_chain(proto))
+            else:
+                nodes.append(proto)
+        self._replace_nodes(nodes)
+
+    def _turn(self, proto: onnx.NodeProto) -> None:
+        values = self._array(proto.input[1])
+        if values.dtype != np.float32 or (proto.op_type == "Div" and not values.all()):
+            return
+        name = f"{proto.output[0]}/constant"
+        self._set(name, -values if proto.op_type == "Sub" else 1 / values)
+        proto.op_type = "Add" if proto.op_type == "Sub" else "Mul"
+        proto.input[1] = name
+
+
+def _chain(proto: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Sum of several values as Add nodes."""
+    nodes = []
+    total = proto.input[0]
+    for i, name in enumerate(proto.input[1:], 1):
+        last = i == len(proto.input) - 1
+        made = proto.output[0] if last else f"{proto.output[0]}/sum{i}"
+        nodes.append(helper.make_node("Add", [total, name], [made], name=proto.name if last else f"{proto.name}/{i}"))
+        total = made
+    return nodes
+
+
+def _per_channel(values: FloatArray, outputs: int, spatial: int) -> FloatArray | None:
+    """A constant that broadcasts over [1, C, ...] as one value per channel; None if it is no such thing."""
+    if values.size == 1 and values.ndim <= spatial + 2:
+        return np.full(outputs, values.reshape(()), dtype=np.float32)
+    if values.shape == (outputs,) and spatial:  # parameters of a normalisation, not of a broadcast
+        return None
+    shape = values.shape[1:] if values.ndim == spatial + 2 and values.shape[0] == 1 else values.shape
+    return values.reshape(-1) if shape == (outputs, *[1] * spatial) else None
 
 
 def _infer_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
