@@ -273,3 +273,32 @@ def test_huge_maps_are_refused_before_they_are_made(new_net: NewNet) -> None:
         model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = 1 << 20
     onnx.save(model, net.path)
     refuse(net.path, "too large")
+
+
+@pytest.mark.parametrize("op", ["Conv", "MaxPool", "AveragePool", "Pad"])
+@pytest.mark.parametrize("amount", [1 << 20, 1 << 40])
+def test_huge_paddings_are_refused_before_they_are_made(new_net: NewNet, op: str, amount: int) -> None:
+    net = new_net()
+    x, pads = net.input([1, 8, 6, 6]), [amount] * 4
+    if op == "Conv":
+        y = net.op("Conv", [x, net.weight([8, 8, 3, 3])], pads=pads)
+    elif op == "Pad":
+        y = net.op("Pad", [x, net.const(np.array([0, 0, *pads[:2], 0, 0, *pads[2:]]))])
+    else:
+        y = net.op(op, [x], kernel_shape=[3, 3], pads=pads)
+    path = net.save(net.q(y, "int8", 0.1, 0))
+    tracemalloc.start()
+    refuse(path, "too large")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 << 20
+
+
+def test_operators_of_quantised_formats_other_than_qdq(tmp_path: Path) -> None:
+    node = helper.make_node("QLinearConv", ["x", "s", "z", "w", "s", "z", "s", "z"], ["y"], name="c")
+    values = [helper.make_tensor_value_info(name, TensorProto.INT8, [1, 1, 4, 4]) for name in "xy"]
+    constants = {"s": np.float32(1), "z": np.int8(0), "w": np.ones((1, 1, 1, 1), np.int8)}
+    tensors = [numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items()]
+    graph = helper.make_graph([node], "g", values[:1], values[1:], tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "m.onnx")
+    refuse(tmp_path / "m.onnx", r"'c' \(QLinearConv\): operator not supported; supported operators are")

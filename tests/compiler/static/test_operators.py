@@ -353,3 +353,13 @@ def test_several_inputs_and_outputs_some_of_them_codes(new_net: NewNet) -> None:
     z = net.q(net.op("Conv", [net.op("DequantizeLinear", [codes, scale, zero]), net.weight([8, 8, 1, 1])]))
     graph = net.check(codes, z, steps=2).graph
     assert [port.dtype for port in graph.outputs] == ["uint8", "float32"]
+
+
+@pytest.mark.parametrize("opset", [10, 11, 12, 13, 17, 19, 21])
+def test_quantised_models_of_any_opset(new_net: NewNet, opset: int) -> None:
+    """Old ones go through the version converter, newer ones are read as they are."""
+    net = new_net(21, opset=opset)
+    y = net.q(net.op("Relu", [net.op("Conv", [net.input([1, 8, 6, 6]), net.weight([8, 8, 3, 3], None)])]))
+    flat = net.op("Flatten", [net.op("MaxPool", [y], kernel_shape=[4, 4])])
+    y = net.q(net.op("Gemm", [flat, net.weight([8, 5], None), net.bias(5, "float")]))
+    net.check(net.op("Softmax", [y], axis=1))

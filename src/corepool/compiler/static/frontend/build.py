@@ -152,7 +152,7 @@ class Builder:
                 made = self._handle(node)
         except Unsupported as error:
             self.problems.append(f"node '{node.name}' ({node.op}): {error}")
-        except (ValueError, KeyError, IndexError, TypeError, OverflowError, ArithmeticError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, ArithmeticError, MemoryError) as error:
             reason = str(error) if isinstance(error, ViewError) else f"malformed: {error}"
             self.problems.append(f"node '{node.name}' ({node.op}): {reason}")
         for name in node.outputs:

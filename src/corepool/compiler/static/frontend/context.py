@@ -296,6 +296,8 @@ class Context:
         """A 1x1 convolution with weights 0 and 1 that moves runs (to, from, count) of channels."""
         _, zero = self.affine(source)
         outputs, inputs = self.graph.tensors[target].channels, self.graph.tensors[source].channels
+        if outputs * inputs > MAP_LIMIT:
+            raise Unsupported(f"joining {outputs} channels at places that are no multiples of {BLOCK} is too large")
         weight = np.zeros((outputs, inputs, 1, 1), dtype=np.int8)
         for to, start, count in runs:
             weight[np.arange(to, to + count), np.arange(start, start + count)] = 1

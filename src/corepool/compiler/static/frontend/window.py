@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from corepool.compiler.static.frontend.context import Node, Unsupported
+from corepool.compiler.static.frontend.context import MAP_LIMIT, Node, Unsupported
 from corepool.compiler.static.graph import Padding, Pair
 from corepool.numerics import out_size
 
@@ -64,6 +64,8 @@ def read_window(node: Node, rank: int, size: Pair, kernel: Sequence[int] | None 
         if count < 1:
             raise Unsupported(f"its window of {span} does not fit the padded map of {size[axis]}")
         out.append(count)
+    if (size[0] + begins[0] + final[0]) * (size[1] + begins[1] + final[1]) > MAP_LIMIT:
+        raise Unsupported(f"its padding makes a map of {size[0]} x {size[1]} too large")
     padding = (begins[0], begins[1], final[0], final[1])
     return Window(kernel_pair, stride, padding, explicit, dilation, (out[0], out[1]))
 
