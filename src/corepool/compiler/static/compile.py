@@ -65,7 +65,7 @@ def compile_graph(
         raise ModelError(f"{graph.name}: the network has no layer for the device")
     graph = normalise(graph, config)
     tell("lowering", 0.0)
-    operations = lower(graph, config)
+    operations = lower(graph, config, options.flatten)
     weights, constants = place_constants(operations)
     maps, end = place_maps(graph, operations, align(len(weights)), config)
     layers = []

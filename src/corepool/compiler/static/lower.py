@@ -114,12 +114,15 @@ def normalise(graph: Graph, config: HardwareConfig) -> Graph:
     return replace(graph, tensors=tensors, layers=layers)
 
 
-def lower(graph: Graph, config: HardwareConfig) -> list[Operation]:
-    """All operations of a normalised graph, in order. Raises ModelError for what no instruction field can hold."""
+def lower(graph: Graph, config: HardwareConfig, flatten: bool = True) -> list[Operation]:
+    """All operations of a normalised graph, in order. ``flatten`` joins the rows of maps on which pixels are independent.
+
+    Raises ModelError for what no instruction field can hold.
+    """
     lowering = {Conv: _lower_conv, Pool: _lower_pool, Add: _lower_elementwise, Mul: _lower_elementwise}
     operations = []
     for layer in graph.layers:
-        operation = lowering[type(layer)](graph, layer, config)  # type: ignore[operator]
+        operation = lowering[type(layer)](graph, layer, config, flatten)  # type: ignore[operator]
         _check_limits(operation)
         operations.append(operation)
     return operations
@@ -160,7 +163,7 @@ def _flatten(operation: Operation) -> None:
     operation.flat = True
 
 
-def _lower_conv(graph: Graph, layer: Conv, config: HardwareConfig) -> Operation:
+def _lower_conv(graph: Graph, layer: Conv, config: HardwareConfig, flatten: bool) -> Operation:
     depthwise = layer.groups > 1 and layer.groups == layer.weight.shape[0] and layer.weight.shape[1] == 1
     depthwise = depthwise and layer.groups == graph.tensors[layer.input].channels
     narrow = layer.weight.shape[3] <= config.channels
@@ -186,7 +189,7 @@ def _lower_conv(graph: Graph, layer: Conv, config: HardwareConfig) -> Operation:
     whole_map = operation.kernel == operation.in_size[1:] and not any(layer.padding) and layer.groups == 1
     if whole_map and layer.dilation == (1, 1):
         return _as_dense(operation, layer, config)
-    if operation.kernel == (1, 1) and operation.stride == (1, 1) and not any(layer.padding):
+    if flatten and operation.kernel == (1, 1) and operation.stride == (1, 1) and not any(layer.padding):
         _flatten(operation)
     operation.segments = tuple(_segments(layer, operation, config))
     if layer.groups == 1:
@@ -340,7 +343,7 @@ def pack_constants(
     return word
 
 
-def _lower_elementwise(graph: Graph, layer: Add | Mul, config: HardwareConfig) -> Operation:
+def _lower_elementwise(graph: Graph, layer: Add | Mul, config: HardwareConfig, flatten: bool) -> Operation:
     operation = _base(graph, layer, layer.a, Opcode.ADD if isinstance(layer, Add) else Opcode.MUL, config)
     operation.operand = layer.b
     p = layer.params
@@ -354,17 +357,18 @@ def _lower_elementwise(graph: Graph, layer: Add | Mul, config: HardwareConfig) -
         operand, result = graph.tensors[layer.b], graph.tensors[layer.output]
         operation.operand_is_vector = operand.height * operand.width == 1 and result.height * result.width > 1
         operation.mode = int(operation.operand_is_vector)
-    _flatten(operation)
+    if flatten:
+        _flatten(operation)
     return operation
 
 
-def _lower_pool(graph: Graph, layer: Pool, config: HardwareConfig) -> Operation:
+def _lower_pool(graph: Graph, layer: Pool, config: HardwareConfig, flatten: bool) -> Operation:
     operation = _base(graph, layer, layer.input, Opcode.POOL, config)
     operation.kernel, operation.stride, operation.dilation = layer.kernel, layer.stride, layer.dilation
     operation.padding, operation.pad_value = (layer.padding[0], layer.padding[1]), layer.pad_value
     if layer.mode == "max":
         operation.mode = int(PoolMode.MAX)
-        if layer.kernel == (1, 1) and layer.stride == (1, 1) and not any(layer.padding):
+        if flatten and layer.kernel == (1, 1) and layer.stride == (1, 1) and not any(layer.padding):
             _flatten(operation)
         return operation
     operation.mode = int(PoolMode.SUM)

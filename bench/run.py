@@ -1,0 +1,49 @@
+"""`make bench`: measures every figure that the README quotes, prints them beside their goals, and writes them as JSON.
+
+Results go to bench/out/results.json with commit, machine, versions and seed. Exit code 1 if a goal is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import figures
+from rich.console import Console
+from rich.table import Table
+
+OUT = Path(__file__).parent / "out"
+
+
+def main() -> int:
+    """Run the chosen measurements, all by default."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", choices=sorted(figures.MEASUREMENTS), help="some of the measurements")
+    parser.add_argument("--networks", nargs="*", choices=figures.NETWORKS, default=list(figures.NETWORKS))
+    options = parser.parse_args()
+    console = Console()
+    OUT.mkdir(exist_ok=True)
+    bench = figures.Bench(OUT, options.networks, console.log)
+    rows = []
+    for name in options.only or figures.MEASUREMENTS:
+        console.rule(name)
+        started = time.perf_counter()
+        rows += figures.MEASUREMENTS[name](bench)
+        console.log(f"{name}: {time.perf_counter() - started:.0f} s")
+    table = Table(title="corepool figures")
+    for heading in ("figure", "network", "goal", "measured", ""):
+        table.add_column(heading, justify="right" if heading == "measured" else "left")
+    for row in rows:
+        table.add_row(row.figure, row.network, row.goal, row.shown, "[green]met" if row.met else "[red]missed")
+    console.print(table)
+    result = {**figures.provenance(), "rows": [row.as_json() for row in rows]}
+    (OUT / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    console.print(f"written to {OUT / 'results.json'}")
+    return 0 if all(row.met for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
