@@ -420,7 +420,7 @@ def spread_weights(mem: Memories, c: Int, op: Ints, matrix: Floats) -> None:
 
 @njit(cache=True, nogil=True)
 def finish(mem: Memories, c: Int, op: Ints, first: Int, count: Int, parts: Floats) -> None:
-    """Requantise ``count`` pixels of partial sums ``parts`` [parts, pixels, out_blocks * C], each exact, into results."""
+    """Requantise ``count`` pixels of partial sums ``parts`` [parts, pixels, out_blocks * C], exact, into results."""
     channels = mem.feature.shape[3]
     pixels = op[ROWS] * op[COLS]
     sums = np.zeros(channels, np.int32)
