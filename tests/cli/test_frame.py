@@ -76,6 +76,7 @@ USAGE = {
     "relink a missing package": (("relink", "none.cpk"), "none.cpk"),
     "relink never": (("relink", "none.cpk", "--repeat", "0"), "--repeat"),
     "unknown device": (("demo", "--device", "moon"), "moon"),
+    "card of one core": (("demo", "--config", "large"), "several tenants"),
     "no frames": (("demo", "--frames", "0"), "--frames"),
 }
 
@@ -130,6 +131,16 @@ def test_closed_pipe_is_quiet(tmp_path: Path) -> None:
         done = corepool("--version", stdout=pipe, stderr=subprocess.PIPE, capture_output=False)
     assert done.returncode == 141
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_closed_streams_do_no_harm(tmp_path: Path, closed: str) -> None:
+    path = tmp_path / "m.onnx"
+    command = f"{sys.executable} -m corepool zoo mobilenet_v2 -o {path} --json {closed}"
+    env = os.environ | {"PYTHONPATH": str(SRC)}
+    done = subprocess.run(["/bin/sh", "-c", command], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert path.stat().st_size > 14_000_000
 
 
 def test_json_of_zoo_is_one_object(tmp_path: Path) -> None:

@@ -61,11 +61,16 @@ def command(
 ) -> None:
     """Compile MobileNetV2, let tenants share a card, and re-deal its cores while they run."""
     from corepool.runtime.session import save_trace
+    from corepool.runtime.sharing import shares
 
     begin = time.perf_counter()
     if not 1 <= frames <= MAX_FRAMES:
         raise InputError(f"--frames must be 1 to {MAX_FRAMES}, not {frames}")
     chosen = hardware(config)
+    try:
+        shares(chosen.cores)
+    except ValueError as error:
+        raise ConfigError(f"the demo needs several tenants: {error}; choose another --config") from None
     simulator = _device(device, chosen)
     say = _Teller(quiet=json, begin=begin)
     out.mkdir(parents=True, exist_ok=True)
@@ -158,10 +163,7 @@ def _play(device: Any, package: ModelPackage, config: HardwareConfig, frames: in
     from corepool.runtime.sharing import Tenant, serve, shares
     from corepool.zoo import photos
 
-    try:
-        before, after = shares(config.cores)
-    except ValueError as error:
-        raise ConfigError(f"the demo needs several tenants: {error}; choose another --config") from None
+    before, after = shares(config.cores)
     names = _photos(len(before))
     for cores in (*before, *after):  # the first calls load compiled code; times shown are those of warm ones
         link(package, cores, config)

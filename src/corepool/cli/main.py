@@ -112,8 +112,16 @@ def invoke(arguments: Sequence[str]) -> int:
         return code
 
 
+def _fill_closed_streams() -> None:
+    """Streams that lead nowhere where the process was started without, before a file of ours takes their place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - for as long as we live
+
+
 def main() -> None:
     """Entry point of the process."""
+    _fill_closed_streams()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _stop)
