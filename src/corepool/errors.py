@@ -50,3 +50,27 @@ class FaultError(DeviceError):
 
 class InstructionError(CorepoolError):
     """An instruction cannot be encoded, decoded or parsed: unknown name, bad field or value out of range."""
+
+
+class HypervisorError(CorepoolError):
+    """The hypervisor refuses a request; its state is as before."""
+
+
+class TenantError(HypervisorError):
+    """A tenant is unknown, exists already, or still holds something."""
+
+
+class QuotaError(HypervisorError):
+    """A tenant asks for more cores than its quota allows."""
+
+
+class LeaseError(HypervisorError):
+    """A lease is unknown, in the wrong state, or asks for what the card cannot give."""
+
+
+class JobError(HypervisorError):
+    """A job is unknown, repeated, or asks for what its lease cannot do."""
+
+
+class DeadlineError(JobError):
+    """By prediction a job would miss its deadline, or make an accepted one miss its own."""

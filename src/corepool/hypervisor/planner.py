@@ -1,0 +1,185 @@
+"""Plans: which leases are admitted, which cores each shall have, and when waiting ones may predictably begin.
+
+It must not know actions; it reads the book, asks the policies, and writes only admissions and plans.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from corepool.hypervisor.events import Sharing
+from corepool.hypervisor.placement import arrange
+from corepool.hypervisor.policies import POLICIES, Demand, Work, late_promises, public
+from corepool.hypervisor.records import Book, CoreState, Job, Lease, Phase
+from corepool.hypervisor.settings import Settings
+
+LOOKAHEAD = 64  # jobs of a lease that policies see one by one
+
+
+def live(book: Book) -> list[Lease]:
+    """Leases that cores are dealt to, in the order of their requests."""
+    return [each for each in book.leases.values() if each.admitted and not each.faulted and not each.releasing]
+
+
+def fits(book: Book, settings: Settings, minimum: int, window_bytes: int, but: str | None = None) -> bool:
+    """True if the minimum and the window fit beside those of all admitted leases (``but`` one)."""
+    others = [each for each in book.leases.values() if each.admitted and each.lease != but]
+    cores = sum(each.minimum for each in others if not each.faulted) + minimum
+    return cores <= len(book.usable) and sum(each.window_bytes for each in others) + window_bytes <= settings.bank_bytes
+
+
+def admit(book: Book, settings: Settings) -> list[Lease]:
+    """Admit waiting leases in their order as long as they fit; nobody overtakes. Returns the new ones."""
+    admitted = []
+    while book.queue:
+        lease = book.leases[book.queue[0]]
+        if not fits(book, settings, lease.minimum, lease.window_bytes):
+            break
+        lease.admitted = True
+        admitted.append(lease)
+        del book.queue[0]
+    return admitted
+
+
+def predicted_grant(book: Book, settings: Settings, lease: Lease) -> int | None:
+    """When a lease predictably gets its cores, or None if leases before it named no term."""
+    if lease.admitted:
+        return _complete_at(book, settings, lease)
+    before = book.queue[: book.queue.index(lease.lease)]
+    need = lease.minimum + sum(book.leases[name].minimum for name in before)
+    room = len(book.usable)
+    holders = [each for each in book.leases.values() if each.admitted and not each.faulted]
+    room -= sum(each.minimum for each in holders)
+    if need <= room:
+        return book.now
+    ending = sorted((each.ends_at, each.minimum) for each in holders if each.ends_at is not None)
+    for ends_at, cores in ending:
+        room += cores
+        if need <= room:
+            return max(ends_at, book.now)
+    return None
+
+
+def urgency(lease: Lease, priority: int, settings: Settings) -> int:
+    """Smaller is more urgent: since when its first job waits, priority moves it ahead; under deadlines, when one is due first."""
+    if settings.policy == "private-deadline" and lease.waiting:
+        return min(job.due for job in (lease.head, *islice(lease.queue, 1)) if job is not None)
+    return lease.order if lease.head is None else lease.head.submitted - priority * settings.ageing_ns
+
+
+def demand_of(book: Book, settings: Settings, lease: Lease, new: Job | None = None) -> Demand:
+    """What a policy sees of a lease, with one more job if there is a ``new`` one."""
+    head = lease.head or new
+    latency: tuple[int, ...] = head.model.latency_ns if head is not None else (1,) * settings.cores
+    switch = settings.costs.switch_ns(head.model, max(len(lease.plan), 1)) if head is not None else 0
+    first = urgency(lease, book.tenants[lease.tenant].priority, settings)
+    if new is not None:
+        first = min(first, new.due) if lease.waiting else new.due
+    jobs: tuple[Work, ...] = ()
+    busy_until = 0
+    if settings.policy == "private-deadline":
+        jobs = _works(lease, new)
+        busy_until = lease.busy_until
+        if lease.plan != lease.cores:
+            busy_until = max(busy_until, book.now) + switch
+    return Demand(
+        lease.lease, lease.tenant, lease.minimum, lease.maximum, len(lease.plan), lease.waiting + (new is not None),
+        first, latency, switch, busy_until, jobs,
+    )  # fmt: skip
+
+
+def _works(lease: Lease, new: Job | None) -> tuple[Work, ...]:
+    """The first jobs of a queue, and the new one at its place; what it skips beyond the lookahead is added to its time."""
+    works = [_work(job) for job in islice(lease.queue, LOOKAHEAD)]
+    if new is not None:
+        place = sum(job.due <= new.due for job in lease.queue)
+        tables = [
+            new.model.latency_ns,
+            *(job.model.latency_ns for job in islice(lease.queue, LOOKAHEAD, max(place, LOOKAHEAD))),
+        ]
+        summed = tuple(map(sum, zip(*tables, strict=True)))
+        works.insert(place, Work(new.due, new.deadline is not None, summed))
+    return tuple(works)
+
+
+def _work(job: Job) -> Work:
+    latency = job.model.latency_ns
+    if job.next_layer:
+        latency = tuple(job.model.rest_ns(n, job.next_layer) for n in range(1, len(latency) + 1))
+    return Work(job.due, job.deadline is not None, latency)
+
+
+def _deal(
+    book: Book, settings: Settings, extra: tuple[Lease, Job] | None = None
+) -> tuple[list[Demand], tuple[int, ...]]:
+    """Demands of private leases and what the policy gives them, beside the public ones; and write nothing."""
+    leases = live(book)
+    taken = sum(public_shares(book, settings).values())
+    demands = [
+        demand_of(book, settings, each, extra[1] if extra is not None and extra[0] is each else None)
+        for each in leases
+        if each.sharing is Sharing.PRIVATE
+    ]
+    cores = len(book.usable) - taken
+    return demands, POLICIES[settings.policy].deal(demands, cores, book.now)
+
+
+def public_shares(book: Book, settings: Settings) -> dict[str, int]:
+    """Cores of the public leases."""
+    demands = [
+        Demand(each.lease, each.tenant, each.minimum, each.maximum, len(each.own), each.waiting, each.order, ())
+        for each in live(book)
+        if each.sharing is Sharing.PUBLIC
+    ]
+    shares = public(demands, len(book.usable), book.now)
+    return {demand.lease: share for demand, share in zip(demands, shares, strict=True)}
+
+
+def replan(book: Book, settings: Settings) -> list[Lease]:
+    """Deal all cores anew and write every lease's plan. Returns the leases whose plan changed."""
+    leases = live(book)
+    targets = public_shares(book, settings)
+    demands, shares = _deal(book, settings)
+    targets |= {demand.lease: share for demand, share in zip(demands, shares, strict=True)}
+    book.unserved = any(demand.waiting and not share for demand, share in zip(demands, shares, strict=True))
+    if all(targets[each.lease] == len(each.plan) and each.plan <= book.usable for each in leases):
+        return []
+    own = {each.lease: each.own for each in leases}
+    ready = frozenset(i for i, core in enumerate(book.cores) if core.state is CoreState.FREE)
+    plan = arrange(targets, own, book.usable, ready, settings.bank_of)
+    changed = [each for each in leases if each.plan != plan[each.lease]]
+    for each in changed:
+        each.plan = plan[each.lease]
+    return changed
+
+
+def breaks_promises(book: Book, settings: Settings, lease: Lease, job: Job) -> bool:
+    """True if by prediction this job would miss its deadline, or make an accepted one of any lease miss its own."""
+    before = late_promises(*_deal(book, settings), book.now)
+    after = late_promises(*_deal(book, settings, (lease, job)), book.now)
+    return any(count > before.get(name, 0) for name, count in after.items())
+
+
+def _complete_at(book: Book, settings: Settings, lease: Lease) -> int:
+    """When a lease predictably has all planned cores: as soon as their owners' jobs end and they are cleared."""
+    missing = lease.plan - lease.own
+    if not missing:
+        return book.now
+    owners = {book.cores[core].owner for core in missing}
+    ends = [book.leases[name].busy_until for name in owners if name is not None]
+    return max([book.now, *ends]) + settings.costs.clear_ns
+
+
+def predicted_start(book: Book, settings: Settings, lease: Lease, job: Job) -> int:
+    """When a waiting job predictably begins, on the cores that its lease has or shall have."""
+    cores = max(len(lease.plan), lease.minimum, 1)
+    at = _complete_at(book, settings, lease) if lease.phase is Phase.IDLE else max(book.now, lease.busy_until)
+    models = book.tenants[lease.tenant].models
+    at += sum(count * models[name].latency_ns[cores - 1] for name, count in lease.backlog.items() if count)
+    for behind in reversed(lease.queue):
+        at -= behind.model.latency_ns[cores - 1]
+        if behind is job:
+            break
+    if lease.plan != lease.cores or lease.model != job.model.name:
+        at += settings.costs.switch_ns(job.model, cores)
+    return at

@@ -1,0 +1,237 @@
+"""Policies: how many cores each lease gets. Small pure functions behind one interface.
+
+They must not know which cores, devices or events; they see demands and answer with numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+
+class Work(NamedTuple):
+    """A job that waits or runs: when it is due, and what it takes on 1, 2, .. cores; nanoseconds."""
+
+    due: int
+    promised: bool  # it has a deadline of its own
+    latency_ns: tuple[int, ...]
+
+
+class Demand(NamedTuple):
+    """What a policy sees of a lease. Times in nanoseconds.
+
+    ``held`` cores are its own now. ``waiting`` jobs are to be done, the running one included; ``urgency`` is smaller the longer the
+    most urgent one waits. ``latency_ns`` and ``switch_ns`` are of the model that is next: one inference, and to bring it onto other
+    cores. ``busy_until`` is when the running job ends. ``jobs`` come in the order in which they will run.
+    """
+
+    lease: str
+    tenant: str
+    minimum: int
+    maximum: int
+    held: int
+    waiting: int
+    urgency: int
+    latency_ns: tuple[int, ...]
+    switch_ns: int = 0
+    busy_until: int = 0
+    jobs: tuple[Work, ...] = ()
+
+
+Shares = tuple[int, ...]
+Deal = Callable[[Sequence[Demand], int, int], Shares]
+
+
+class Policy(NamedTuple):
+    """``deal`` gives each demand some of so many cores at a time in nanoseconds: never more than its maximum, nor in all more
+    than there are. ``watches_jobs``: it is asked again whenever a job comes or goes, not only when a lease gets or loses its last."""
+
+    deal: Deal
+    watches_jobs: bool
+
+
+def public(demands: Sequence[Demand], cores: int, now: int) -> Shares:
+    """Fixed numbers: each lease gets all of its cores or none. Who holds cores keeps them; then the most urgent first."""
+    shares = [0] * len(demands)
+    order = sorted(range(len(demands)), key=lambda i: (demands[i].held == 0, demands[i].urgency, i))
+    for i in order:
+        if demands[i].minimum > cores:
+            break  # nobody overtakes: a large lease would wait for ever
+        shares[i] = demands[i].minimum
+        cores -= shares[i]
+    return tuple(shares)
+
+
+def _floor(demands: Sequence[Demand], cores: int) -> tuple[list[int], int]:
+    """Everyone's minimum, and one core for each lease with work, the most urgent first; and what is left."""
+    shares = [0] * len(demands)
+    order = sorted(range(len(demands)), key=lambda i: (demands[i].urgency, i))
+    for i in order:
+        shares[i] = min(demands[i].minimum, cores)
+        cores -= shares[i]
+    for i in order:
+        if demands[i].waiting and not shares[i] and cores:
+            shares[i] = 1
+            cores -= 1
+    return shares, cores
+
+
+def private_even(demands: Sequence[Demand], cores: int, now: int) -> Shares:
+    """All cores shared out evenly among tenants with work. Nothing moves while nobody has work."""
+    if not any(demand.waiting for demand in demands):
+        return _as_it_is(demands, cores)
+    shares, cores = _floor(demands, cores)
+    sums: dict[str, int] = {}
+    for demand, share in zip(demands, shares, strict=True):
+        sums[demand.tenant] = sums.get(demand.tenant, 0) + share
+    hungry = [i for i, demand in enumerate(demands) if demand.waiting and shares[i] < demand.maximum]
+    while cores and hungry:
+        # Equal tenants: who holds more already keeps the odd core, then the most urgent.
+        i = min(hungry, key=lambda i: (sums[demands[i].tenant], shares[i], -demands[i].held, demands[i].urgency, i))
+        shares[i] += 1
+        sums[demands[i].tenant] += 1
+        cores -= 1
+        if shares[i] == demands[i].maximum:
+            hungry.remove(i)
+    return tuple(shares)
+
+
+def _as_it_is(demands: Sequence[Demand], cores: int) -> Shares:
+    """What leases hold, brought within minimum and maximum."""
+    shares = [min(demand.minimum, demand.maximum) for demand in demands]
+    left = cores - sum(shares)
+    if left < 0:
+        return tuple(_floor(demands, cores)[0])
+    for i, demand in enumerate(demands):
+        more = max(min(demand.held, demand.maximum) - shares[i], 0)
+        more = min(more, left)
+        shares[i] += more
+        left -= more
+    return tuple(shares)
+
+
+@lru_cache(maxsize=1 << 16)
+def _by_gain(
+    shares: tuple[int, ...], wants: tuple[tuple[int, int, tuple[int, ...]], ...], cores: int
+) -> tuple[int, ...]:
+    """Hand out cores one step at a time where a core saves most waiting. ``wants``: maximum, jobs, latencies."""
+    dealt = list(shares)
+
+    def best_step(i: int, limit: int) -> tuple[float, int]:
+        """The largest saving for a core, in nanoseconds, and how many cores it takes: tables need not fall everywhere."""
+        maximum, jobs, latency = wants[i]
+        now = latency[dealt[i] - 1]
+        top = min(maximum, len(latency), dealt[i] + limit)
+        steps = [(jobs * (now - latency[n - 1]) / (n - dealt[i]), n - dealt[i]) for n in range(dealt[i] + 1, top + 1)]
+        return max(steps, key=lambda step: (step[0], -step[1]), default=(0.0, 0))
+
+    steps = {i: best_step(i, cores) for i in range(len(wants)) if wants[i][1] and dealt[i]}
+    while cores and steps:
+        i = max(steps, key=lambda i: (steps[i][0], -i))
+        gain, count = steps[i]
+        if gain <= 0:
+            break
+        if count > cores:
+            steps[i] = best_step(i, cores)
+            continue
+        dealt[i] += count
+        cores -= count
+        steps[i] = best_step(i, cores)
+    return tuple(dealt)
+
+
+def _bucket(jobs: int) -> int:
+    """Jobs, rounded down to 0, 1, 2, 4 or 8: small changes of a queue are no reason to move cores."""
+    return min(1 << max(jobs.bit_length() - 1, 0), 8) if jobs else 0
+
+
+def _most_gain(demands: Sequence[Demand], shares: Sequence[int], cores: int) -> Shares:
+    wants = tuple((demand.maximum, _bucket(demand.waiting), demand.latency_ns) for demand in demands)
+    return _by_gain(tuple(shares), wants, cores)
+
+
+def _waiting_ns(demands: Sequence[Demand], shares: Sequence[int]) -> int:
+    """How long all jobs together would take under a deal, changes included."""
+    total = 0
+    for demand, share in zip(demands, shares, strict=True):
+        if demand.waiting and share:
+            jobs = _bucket(demand.waiting)
+            total += jobs * demand.latency_ns[share - 1]
+            if share != demand.held:
+                total += jobs * demand.switch_ns
+    return total
+
+
+def private_throughput(demands: Sequence[Demand], cores: int, now: int) -> Shares:
+    """Cores where predicted latency falls most for all jobs that wait; a deal stays unless a change pays for itself."""
+    if not any(demand.waiting for demand in demands):
+        return _as_it_is(demands, cores)
+    floor, left = _floor(demands, cores)
+    dealt = _most_gain(demands, floor, left)
+    stay = tuple(demand.held for demand in demands)
+    fits = sum(stay) <= cores and all(floor[i] <= stay[i] <= demands[i].maximum for i in range(len(demands)))
+    if fits and _waiting_ns(demands, stay) <= _waiting_ns(demands, dealt):
+        return stay
+    return dealt
+
+
+def finishes(demand: Demand, share: int, now: int) -> list[int]:
+    """When each of its jobs would end on so many cores; never on none."""
+    if not share:
+        return [1 << 62] * len(demand.jobs)
+    at = max(now, demand.busy_until)
+    if share != demand.held:
+        at += demand.switch_ns
+    ends = []
+    for work in demand.jobs:
+        at += work.latency_ns[share - 1]
+        ends.append(at)
+    return ends
+
+
+def in_time(demand: Demand, share: int, now: int) -> bool:
+    """True if every job is done when it is due."""
+    return all(end <= work.due for end, work in zip(finishes(demand, share, now), demand.jobs, strict=True))
+
+
+def private_deadline(demands: Sequence[Demand], cores: int, now: int) -> Shares:
+    """Earliest due first: as few cores as predictably keep its deadlines, then the rest where it gains most."""
+    if not any(demand.waiting for demand in demands):
+        return _as_it_is(demands, cores)
+    shares, left = _floor(demands, cores)
+    order = sorted(range(len(demands)), key=lambda i: (demands[i].urgency, i))
+    for i in order:
+        demand = demands[i]
+        if not demand.jobs or not shares[i] or in_time(demand, shares[i], now):
+            continue
+        top = min(demand.maximum, shares[i] + left)
+        counts = range(shares[i], top + 1)
+        chosen = next((n for n in counts if in_time(demand, n, now)), None)
+        if chosen is None:  # too late in any case: the earliest finish
+            chosen = min(counts, key=lambda n: (finishes(demand, n, now)[-1], n))
+        left -= chosen - shares[i]
+        shares[i] = chosen
+    stay = [demand.held for demand in demands]
+    if sum(stay) <= cores and all(s >= f for s, f in zip(stay, shares, strict=True)):
+        if all(s <= demand.maximum for s, demand in zip(stay, demands, strict=True)):
+            return tuple(stay)  # everyone is in time as it is
+    return _most_gain(demands, shares, left)
+
+
+def late_promises(demands: Sequence[Demand], shares: Sequence[int], now: int) -> dict[str, int]:
+    """By lease, how many jobs with a deadline of their own would miss it under a deal."""
+    late = {}
+    for demand, share in zip(demands, shares, strict=True):
+        ends = finishes(demand, share, now)
+        missed = sum(w.promised and end > w.due for w, end in zip(demand.jobs, ends, strict=True))
+        if missed:
+            late[demand.lease] = missed
+    return late
+
+
+POLICIES = {
+    "private-even": Policy(private_even, watches_jobs=False),
+    "private-throughput": Policy(private_throughput, watches_jobs=True),
+    "private-deadline": Policy(private_deadline, watches_jobs=True),
+}

@@ -1,0 +1,82 @@
+"""Settings of a hypervisor: the size of its card, its private policy, and what changes cost.
+
+It must not know tenants, leases or devices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from corepool.config import HardwareConfig
+from corepool.errors import ConfigError
+from corepool.hypervisor.model import Model, to_ns
+
+SECOND = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What it takes to give a lease other cores, in nanoseconds and bytes per second."""
+
+    relink_ns: int = 300_000  # dynamic compilation on the host; measured by `corepool relink`
+    pcie_bytes_per_s: int = 12_000_000_000  # PCIe 3.0 x16: 15.75 GB/s raw, about 12 GB/s of payload with DMA
+    pcie_latency_ns: int = 5_000  # doorbell, descriptor fetch and completion of one DMA transfer
+    clear_ns: int = 13_654  # all on-chip memories of a core at once, a word each a cycle: 4096 cycles at 300 MHz
+
+    def __post_init__(self) -> None:
+        if self.pcie_bytes_per_s < 1 or min(self.relink_ns, self.pcie_latency_ns, self.clear_ns) < 0:
+            raise ConfigError("costs must not be negative, and the transfer rate at least 1 byte/s")
+
+    @classmethod
+    def of(cls, config: HardwareConfig, relink_ns: int = 300_000) -> Costs:
+        """Costs on a card: clearing takes a cycle a word of the deepest on-chip memory."""
+        depth = max(config.feature_lines, config.weight_words, config.result_words, config.parameter_words)
+        return cls(relink_ns=relink_ns, clear_ns=to_ns(depth, config))
+
+    def transfer_ns(self, size: int) -> int:
+        """Time of one transfer of ``size`` bytes to the card; none for no bytes."""
+        return self.pcie_latency_ns + -(-size * SECOND // self.pcie_bytes_per_s) if size else 0
+
+    def switch_ns(self, model: Model, cores: int) -> int:
+        """Predicted time to bring a model onto other cores of banks that hold its weights."""
+        return self.relink_ns + self.transfer_ns(model.stream_bytes[cores - 1])
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a hypervisor is told at its start. Times in nanoseconds. Raises ConfigError for impossible values.
+
+    ``policy`` deals cores among private leases. One step of a tenant's priority is worth ``ageing_ns`` of waiting, so
+    nobody waits for ever; a job without a deadline is treated as if due ``patience_ns`` after its submission.
+    """
+
+    cores: int = 16
+    banks: int = 4
+    bank_bytes: int = 4 << 30
+    policy: str = "private-even"
+    ageing_ns: int = SECOND
+    patience_ns: int = SECOND
+    costs: Costs = field(default_factory=Costs)
+
+    def __post_init__(self) -> None:
+        from corepool.hypervisor.policies import POLICIES
+
+        if self.cores < 1 or self.banks < 1 or self.cores % self.banks:
+            raise ConfigError(f"{self.cores} cores cannot be shared out evenly among {self.banks} banks")
+        if self.policy not in POLICIES:
+            raise ConfigError(f"no policy is called {self.policy!r}; there are {', '.join(POLICIES)}")
+        if min(self.bank_bytes, self.ageing_ns, self.patience_ns) < 1:
+            raise ConfigError("bank size, ageing and patience must be positive")
+
+    @classmethod
+    def of(cls, config: HardwareConfig, policy: str = "private-even", relink_ns: int = 300_000) -> Settings:
+        """Settings for a card."""
+        costs = Costs.of(config, relink_ns)
+        return cls(config.cores, config.banks, config.bank_bytes, policy, costs=costs)
+
+    @property
+    def cores_per_bank(self) -> int:
+        return self.cores // self.banks
+
+    def bank_of(self, core: int) -> int:
+        return core // self.cores_per_bank

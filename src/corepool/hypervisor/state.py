@@ -1,0 +1,259 @@
+"""The hypervisor's heart: a state machine. Events in, actions out.
+
+It must not know devices, files or clocks: time comes with the events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from corepool.errors import HypervisorError, TenantError
+from corepool.hypervisor import actions as ac
+from corepool.hypervisor import events as ev
+from corepool.hypervisor import planner, requests
+from corepool.hypervisor.moves import Moves
+from corepool.hypervisor.policies import POLICIES
+from corepool.hypervisor.records import Book, Core, Lease, Phase, Tenant
+from corepool.hypervisor.settings import Settings
+
+
+class Hypervisor:
+    """Who holds which cores. ``handle`` takes one event after the other and returns what is to be done.
+
+    A request that cannot be met raises a HypervisorError, and the state is as before. Reports of the device that are out of date are ignored.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings()
+        self.book = Book([Core() for _ in range(self.settings.cores)])
+        self._moves = Moves(self.book, self.settings)
+        self._watches_jobs = POLICIES[self.settings.policy].watches_jobs
+        self._replan = False
+        self._touched: dict[str, None] = {}  # leases to look at, in the order in which they were touched
+        self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
+            ev.AddTenant: self._add_tenant,
+            ev.RemoveTenant: self._remove_tenant,
+            ev.LoadModel: self._load_model,
+            ev.UnloadModel: self._unload_model,
+            ev.RequestLease: self._request_lease,
+            ev.ResizeLease: self._resize_lease,
+            ev.ReleaseLease: self._release_lease,
+            ev.SubmitJob: self._submit_job,
+            ev.CancelJob: self._cancel_job,
+            ev.RepairCores: self._repair_cores,
+            ev.Cleared: self._cleared,
+            ev.ClearFailed: self._clear_failed,
+            ev.Programmed: self._programmed,
+            ev.JobDone: self._job_done,
+            ev.JobStopped: self._job_stopped,
+            ev.Faulted: self._faulted,
+            ev.DeviceReset: self._device_reset,
+        }
+
+    def handle(self, event: ev.Event) -> list[ac.Action]:
+        """Take in one event. Returns actions in the order in which they are to be carried out."""
+        if not requests.whole(event.at) or event.at < self.book.now:
+            raise HypervisorError(f"time goes back: {event.at!r} ns after {self.book.now} ns")
+        before, self.book.now = self.book.now, event.at
+        try:
+            self._handlers[type(event)](event)
+        except HypervisorError:
+            self.book.now = before
+            raise
+        self._settle()
+        out, self._moves.out = self._moves.out, []
+        return out
+
+    def _settle(self) -> None:
+        """Deal anew if something changed, then move every lease that is not where it should be."""
+        moves, leases = self._moves, self.book.leases
+        self._deal()
+        touched = [leases[name] for name in self._touched if name in leases]
+        self._touched.clear()
+        for lease in touched:
+            moves.release_surplus(lease)
+        for lease in touched:
+            if lease.admitted and not lease.faulted and not lease.releasing:
+                moves.take_and_work(lease)
+            if lease.releasing and lease.phase is Phase.IDLE:
+                moves.retire(lease)
+                self._touch_incomplete()
+                self._replan = True
+        if self._replan:
+            self._settle()
+
+    def _deal(self) -> None:
+        """Admit leases and write plans, if something changed since."""
+        if self._replan:
+            self._replan = False
+            for lease in planner.admit(self.book, self.settings):
+                self._touch(lease)
+            for lease in planner.replan(self.book, self.settings):
+                self._touch(lease)
+
+    def _touch(self, lease: Lease) -> None:
+        self._touched[lease.lease] = None
+
+    def _touch_incomplete(self) -> None:
+        """Cores came free: whoever waits for some may take them."""
+        for lease in self.book.leases.values():
+            if lease.plan != lease.cores:
+                self._touch(lease)
+
+    # Requests: check everything, then change.
+
+    def _add_tenant(self, event: ev.AddTenant) -> None:
+        requests.check_new_tenant(self.book, self.settings, event)
+        self.book.tenants[event.tenant] = Tenant(event.tenant, event.quota, event.priority)
+
+    def _remove_tenant(self, event: ev.RemoveTenant) -> None:
+        tenant = requests.tenant_of(self.book, event.tenant)
+        if tenant.leases:
+            raise TenantError(
+                f"tenant {event.tenant!r} still has leases: {', '.join(sorted(tenant.leases))}; release them first"
+            )
+        del self.book.tenants[event.tenant]
+
+    def _load_model(self, event: ev.LoadModel) -> None:
+        requests.check_load(self.book, self.settings, event)
+        self.book.tenants[event.tenant].models[event.model.name] = event.model
+
+    def _unload_model(self, event: ev.UnloadModel) -> None:
+        requests.check_unload(self.book, event)
+        tenant = self.book.tenants[event.tenant]
+        del tenant.models[event.model]
+        for name in tenant.leases:  # another model may be loaded under this name
+            lease = self.book.leases[name]
+            lease.backlog.pop(event.model, None)
+            lease.resident = {bank: model for bank, model in lease.resident.items() if model != event.model}
+            if lease.model == event.model:
+                lease.model = None
+
+    def _request_lease(self, event: ev.RequestLease) -> None:
+        requests.check_lease(self.book, self.settings, event)
+        book, tenant = self.book, self.book.tenants[event.tenant]
+        book.serial += 1
+        lease = Lease(
+            event.lease, event.tenant, event.minimum, event.maximum, event.window_bytes, event.sharing, event.switching,
+            order=event.at - tenant.priority * self.settings.ageing_ns,
+            serial=book.serial,
+            ends_at=None if event.term_ns is None else event.at + event.term_ns,
+        )  # fmt: skip
+        book.leases[event.lease] = lease
+        tenant.leases.add(event.lease)
+        tenant.leased += event.maximum
+        book.queue.append(event.lease)
+        book.queue.sort(key=lambda name: (book.leases[name].order, book.leases[name].serial))
+        self._touch(lease)
+        self._replan = True
+        self._settle()
+        if not lease.granted:
+            self._tell_waiting(lease)
+
+    def _tell_waiting(self, lease: Lease) -> None:
+        """Where a new lease stands: in the queue, or admitted and waiting for its cores."""
+        start = planner.predicted_grant(self.book, self.settings, lease)
+        position = 0 if lease.admitted else self.book.queue.index(lease.lease)
+        self._moves.out.append(ac.LeaseQueued(lease.lease, position, start))
+
+    def _resize_lease(self, event: ev.ResizeLease) -> None:
+        lease = requests.check_resize(self.book, self.settings, event)
+        self.book.tenants[event.tenant].leased += event.maximum - lease.maximum
+        lease.minimum, lease.maximum = event.minimum, event.maximum
+        self._touch(lease)
+        self._replan = True
+
+    def _release_lease(self, event: ev.ReleaseLease) -> None:
+        lease = requests.check_release(self.book, event)
+        lease.releasing = True
+        self._moves.end_waiting(lease, ac.Outcome.CANCELLED)
+        if lease.lease in self.book.queue:
+            self.book.queue.remove(lease.lease)
+        lease.plan = frozenset()
+        self._touch(lease)
+        self._replan = True
+
+    def _submit_job(self, event: ev.SubmitJob) -> None:
+        lease, job = requests.check_job(self.book, self.settings, event)
+        self.book.jobs[event.job] = lease.lease
+        if self._watches_jobs or not lease.waiting:
+            self._replan = True
+        position = lease.enqueue(job, in_order=self.settings.policy == "private-deadline")
+        self._deal()  # the prediction depends on it
+        start = planner.predicted_start(self.book, self.settings, lease, job)
+        self._moves.out.append(ac.JobAccepted(lease.lease, job.job, position, start))
+        self._touch(lease)
+
+    def _cancel_job(self, event: ev.CancelJob) -> None:
+        lease, job = requests.check_cancel(self.book, event)
+        lease.take(job)
+        self._moves.end_job(job, lease, ac.Outcome.CANCELLED)
+        self._replan = self._replan or self._watches_jobs or not lease.waiting
+
+    def _repair_cores(self, event: ev.RepairCores) -> None:
+        requests.check_repair(self.book, event)
+        self._moves.repair(event.cores)
+        self._replan = True
+
+    # Reports of the device.
+
+    def _cleared(self, event: ev.Cleared) -> None:
+        if event.epoch in self.book.clears:
+            self._moves.cleared(event.epoch)
+            self._touch_incomplete()
+
+    def _clear_failed(self, event: ev.ClearFailed) -> None:
+        if event.epoch in self.book.clears:
+            self._moves.cleared(event.epoch, failed=True)
+            self._replan = True
+
+    def _current(self, name: str, epoch: int, phase: Phase) -> Lease | None:
+        """The lease that a report is about, or None if the report is out of date."""
+        lease = self.book.leases.get(name)
+        return lease if lease is not None and lease.epoch == epoch and lease.phase is phase else None
+
+    def _programmed(self, event: ev.Programmed) -> None:
+        lease = self._current(event.lease, event.epoch, Phase.PROGRAMMING)
+        if lease is not None:
+            self._moves.programmed(lease)
+            self._touch(lease)
+
+    def _running(self, event: ev.JobDone | ev.JobStopped) -> Lease | None:
+        lease = self._current(event.lease, event.epoch, Phase.RUNNING)
+        return lease if lease is not None and lease.running is not None and lease.running.job == event.job else None
+
+    def _job_done(self, event: ev.JobDone) -> None:
+        lease = self._running(event)
+        if lease is None or lease.running is None:
+            return
+        job, lease.running = lease.running, None
+        lease.phase, lease.stopping = Phase.IDLE, False
+        self._moves.end_job(job, lease, ac.Outcome.DONE)
+        self._touch(lease)
+        if self._watches_jobs or self.book.unserved or not lease.waiting:
+            self._replan = True
+
+    def _job_stopped(self, event: ev.JobStopped) -> None:
+        lease = self._running(event)
+        if lease is not None and lease.running is not None and 0 < event.next_layer < lease.running.model.layers:
+            self._moves.stopped(lease, event.next_layer)
+            if lease.releasing:  # it will not go on
+                self._moves.end_waiting(lease, ac.Outcome.CANCELLED)
+            self._touch(lease)
+            self._replan = self._replan or self.book.unserved
+
+    def _faulted(self, event: ev.Faulted) -> None:
+        lease = self.book.leases.get(event.lease)
+        if lease is not None and lease.epoch == event.epoch and lease.phase is not Phase.IDLE:
+            self._moves.faulted(lease)
+            self._touch(lease)
+            self._replan = True
+
+    def _device_reset(self, event: ev.DeviceReset) -> None:
+        self._moves.reset()
+        for lease in self.book.leases.values():
+            if lease.releasing:
+                self._moves.end_waiting(lease, ac.Outcome.CANCELLED)
+            self._touch(lease)
+        self._replan = True
