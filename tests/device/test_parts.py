@@ -144,7 +144,7 @@ def test_windows_are_reused_and_never_overlap() -> None:
 def test_programs_move_while_they_run() -> None:
     """Leases that start later make the store of programs grow under those that run: same times."""
     config = preset("tiny")
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(7)
     codes = [programs.streams(rng, config, [core], length=300, mistakes=0)[0] for core in range(4)]
     window = 4 * programs.WINDOW
 
@@ -170,7 +170,7 @@ def test_programs_move_while_they_run() -> None:
             simulator.wait(lease, 150)  # so that the next one meets it in the middle
     assert len(simulator._clock._program) > room
     assert [times(simulator, lease) for lease in leases] == apart
-    assert sorted(len(ends) for ends in apart)[1] > 100  # one may be stuck for want of a token
+    assert min(len(ends) for ends in apart) > 100
 
 
 def test_data_and_time_alone_take_the_same_cycles() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from corepool.config import HardwareConfig
 from corepool.isa.codec import encode
-from corepool.isa.table import Opcode
+from corepool.isa.table import INSTRUCTIONS, Opcode, Unit
 
 WINDOW = 1 << 15
 
@@ -50,23 +50,46 @@ def _compute(rng: np.random.Generator, config: HardwareConfig, opcode: Opcode) -
     return values
 
 
-def instruction(rng: np.random.Generator, config: HardwareConfig, banks: list[int], tokens: float) -> bytes:
-    """One random instruction; each token bit is set with probability ``tokens``."""
-    opcode = Opcode(int(rng.choice([1, 1, 1, 2, 2, 3, 4, 5, 6, 7])))
-    if opcode is Opcode.LOAD:
-        values = {"target": int(rng.integers(0, 5)), **_transfer(rng, config, 60)}
-        names = ("wait_next", "raise_next")
-    elif opcode is Opcode.SAVE:
-        mask = sum(1 << bank for bank in banks if rng.random() < 0.6) or 1 << banks[0]
-        values = {"banks": mask, **_transfer(rng, config, 40)}
-        names = ("wait_prev", "raise_prev")
-    else:
-        values = _compute(rng, config, opcode)
-        names = ("wait_prev", "wait_next", "raise_prev", "raise_next")
-    for name in names:
-        wanted = tokens * (1.0 if name.startswith("raise") else 0.6)
-        values[name] = int(rng.random() < wanted)
-    return encode(opcode, **values)
+# For each unit: its token bits, and the counters (between load, compute and save) that they take from or add to.
+_TOKENS = {
+    Unit.LOAD: {"wait_next": "CL", "raise_next": "LC"},
+    Unit.COMPUTE: {"wait_prev": "LC", "wait_next": "SC", "raise_prev": "CL", "raise_next": "CS"},
+    Unit.SAVE: {"wait_prev": "CS", "raise_prev": "SC"},
+}
+
+
+class Writer:
+    """Writes random instructions for one core. ``tokens`` is the probability of each token bit; a ``safe`` program
+    waits only for tokens that earlier instructions raise, so that it never gets stuck."""
+
+    def __init__(
+        self, rng: np.random.Generator, config: HardwareConfig, banks: list[int], tokens: float, safe: bool
+    ) -> None:
+        self.rng, self.config, self.banks, self.tokens, self.safe = rng, config, banks, tokens, safe
+        self.raised = dict.fromkeys(("LC", "CL", "CS", "SC"), 0)
+
+    def instruction(self) -> bytes:
+        opcode = Opcode(int(self.rng.choice([1, 1, 1, 2, 2, 3, 4, 5, 6, 7])))
+        if opcode is Opcode.LOAD:
+            values = {"target": int(self.rng.integers(0, 5)), **_transfer(self.rng, self.config, 60)}
+        elif opcode is Opcode.SAVE:
+            mask = sum(1 << bank for bank in self.banks if self.rng.random() < 0.6) or 1 << self.banks[0]
+            values = {"banks": mask, **_transfer(self.rng, self.config, 40)}
+        else:
+            values = _compute(self.rng, self.config, opcode)
+        return encode(opcode, **values, **self._tokens(INSTRUCTIONS[opcode].unit))
+
+    def _tokens(self, unit: Unit) -> dict[str, int]:
+        chosen = {}
+        for name, counter in _TOKENS[unit].items():
+            wanted = self.rng.random() < self.tokens
+            if name.startswith("wait"):
+                wanted = wanted and (not self.safe or self.raised[counter] > 0)
+                self.raised[counter] -= wanted
+            else:
+                self.raised[counter] += wanted
+            chosen[name] = int(wanted)
+        return chosen
 
 
 def _mistake(rng: np.random.Generator, config: HardwareConfig) -> bytes:
@@ -87,12 +110,12 @@ def streams(
     """A program for each core of a lease: stretches of random instructions between synchronisations."""
     mask = sum(1 << core for core in cores)
     banks = sorted({config.bank_of(core) for core in cores})
-    tokens = _number(rng, 0, 0, 1) * 0.5
+    tokens, safe = float(rng.choice([0, 0.3, 0.6, 0.9])), mistakes == 0 or bool(rng.random() < 0.9)
     programs: list[list[bytes]] = [[] for _ in cores]
+    writers = [Writer(rng, config, banks, tokens, safe) for _ in cores]
     for _ in range(int(rng.integers(1, 4))):
-        for program in programs:
-            count = int(rng.integers(0, length))
-            program += [instruction(rng, config, banks, tokens) for _ in range(count)]
+        for program, writer in zip(programs, writers, strict=True):
+            program += [writer.instruction() for _ in range(int(rng.integers(0, length)))]
             program.append(encode(Opcode.SYNC, cores=mask))
     for program in programs:
         program.append(encode(Opcode.END))
