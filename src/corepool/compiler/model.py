@@ -58,7 +58,8 @@ class ModelPackage:
     @cached_property
     def stream_bound(self) -> npt.NDArray[np.int64]:
         """For 1 .. 16 cores: at least as many instructions as all streams together can have."""
-        counts = self.steps[:, 1:6].sum(axis=1, dtype=np.int64)
+        # A result may be saved in up to three parts.
+        counts = self.steps[:, 1:6].sum(axis=1, dtype=np.int64) + 2 * self.steps[:, 5].astype(np.int64)
         by_step = np.concatenate([[0], np.cumsum(counts)])
         first, last = self.ifps[:, 0], self.ifps[:, 0] + self.ifps[:, 1]
         by_ifp = np.concatenate([[0], np.cumsum(by_step[last] - by_step[first])])
@@ -135,3 +136,6 @@ class ModelPackage:
             "table consumers points outside",
         )
         require(bool((self.ifps[:, 2] >= 0).all()), "table ifps has negative latencies")
+        require(bool((self.ifps[:, -1] > 0).all()), "table ifps has maps without width")
+        rows = self.ifps[:, 4].astype(np.int64) - self.ifps[:, 3]
+        require(bool(((rows > 0) & (rows < 1 << 16)).all()), "table ifps has tiles without rows")

@@ -12,9 +12,11 @@ STEP_COLUMNS = (
 )  # fmt: skip
 
 # An instruction frame package (IFP): one tile of one layer. Regions are half-open, rows of the true map and blocks of the storage.
+# ``flat_start``: first pixel of the tile if its map's rows are joined (``width`` is that of a true row), else -1.
 IFP_COLUMNS = (
     "first_step", "steps", "latency", "out_row", "out_row_end", "out_block", "out_block_end", "in_row", "in_row_end", "in_block",
     "in_block_end", "operand_row", "operand_row_end", "operand_block", "operand_block_end",
+    "flat_start", "width",
 )  # fmt: skip
 
 # A layer: its tilings, into how many buffers it divides the result memory, and the layers that read its result.

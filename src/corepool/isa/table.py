@@ -183,7 +183,11 @@ INSTRUCTIONS: dict[Opcode, Instruction] = {
         Instruction(
             Opcode.SAVE,
             Unit.SAVE,
-            (Field("banks", 8, 8, "the DDR banks to write to, a bit each", positive=True), *_TRANSFER),
+            (
+                Field("banks", 8, 8, "the DDR banks to write to, a bit each", positive=True),
+                *_TRANSFER,
+                Field("block_skip", 192, 14, "words that are left out in the result memory behind each channel block"),
+            ),
             "copy blocks x rows x pixels words from the result memory, word after word, to DDR",
         ),
         Instruction(

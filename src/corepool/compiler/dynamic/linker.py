@@ -34,7 +34,7 @@ Words = npt.NDArray[np.uint64]
 (FIRST, WEIGHTS, FEATURES, OPERANDS, COMPUTES, SAVES, WEIGHT_KEY, FEATURE_KEY) = range(len(STEP_COLUMNS))
 (
     FIRST_STEP, STEPS, LATENCY, OUT_ROW, OUT_ROW_END, OUT_BLOCK, OUT_BLOCK_END, IN_ROW, IN_ROW_END, IN_BLOCK, IN_BLOCK_END,
-    OPERAND_ROW, OPERAND_ROW_END, OPERAND_BLOCK, OPERAND_BLOCK_END,
+    OPERAND_ROW, OPERAND_ROW_END, OPERAND_BLOCK, OPERAND_BLOCK_END, FLAT_START, WIDTH,
 ) = range(len(IFP_COLUMNS))  # fmt: skip
 (FIRST_TILING, TILINGS, RESULT_BUFFERS, IS_OUTPUT, FIRST_CONSUMER, CONSUMERS) = range(len(LAYER_COLUMNS))
 (CONSUMER, AS_OPERAND) = range(len(CONSUMER_COLUMNS))
@@ -53,6 +53,12 @@ _LUT_SLOT = np.uint64(field_of(Opcode.CONV, "lut_slot").shift)
 _OPERAND = np.uint64(field_of(Opcode.ADD, "operand").shift)
 _BANKS = np.uint64(field_of(Opcode.SAVE, "banks").shift)
 _BANKS_CLEAR = np.uint64(((1 << 64) - 1) ^ (0xFF << field_of(Opcode.SAVE, "banks").shift))
+_ROWS, _PIXELS = (np.uint64(field_of(Opcode.SAVE, name).shift) for name in ("rows", "pixels"))
+_ROW_STRIDE, _ADDRESS = (np.uint64(field_of(Opcode.SAVE, name).shift) for name in ("row_stride", "address"))
+_BLOCK_SKIP, _MASK16 = np.uint64(field_of(Opcode.SAVE, "block_skip").shift), np.uint64(0xFFFF)
+_ROWS_CLEAR, _PIXELS_CLEAR = (
+    np.uint64(((1 << 64) - 1) ^ (0xFFFF << field_of(Opcode.SAVE, name).shift)) for name in ("rows", "pixels")
+)
 _TARGET = np.uint64(field_of(Opcode.LOAD, "target").shift)
 _SYNC_LAYER = np.uint64(field_of(Opcode.SYNC, "layer").shift)
 _SYNC_CORES = np.uint64(field_of(Opcode.SYNC, "cores").shift)
@@ -126,26 +132,106 @@ def _deal_all(
 
 
 @numba.njit(cache=True, nogil=True)
-def _bank_mask(p: int, layer: int, layers: Int32Array, consumers: Int32Array, ifps: Int32Array, boxes: IntArray, home: int) -> int:
-    """The banks whose cores read a package's result, and the home bank for what the host reads."""
-    mask = 1 << home if layers[layer, IS_OUTPUT] else 0
-    row, row_end, block, block_end = ifps[p, OUT_ROW], ifps[p, OUT_ROW_END], ifps[p, OUT_BLOCK], ifps[p, OUT_BLOCK_END]
+def _readers(layer: int, layers: Int32Array, consumers: Int32Array, boxes: IntArray, home: int, reach: IntArray) -> int:
+    """The regions of a layer's result that banks need: fills ``reach`` [n, 5] with bank, rows, rows end, blocks, blocks end; returns n."""
+    count = 0
+    if layers[layer, IS_OUTPUT]:  # the host reads all of it
+        reach[0, 0], reach[0, 1], reach[0, 2], reach[0, 3], reach[0, 4] = home, 0, NOWHERE, 0, NOWHERE
+        count = 1
     first = layers[layer, FIRST_CONSUMER]
     for c in range(first, first + layers[layer, CONSUMERS]):
         reader, operand = consumers[c, CONSUMER], consumers[c, AS_OPERAND]
         for bank in range(boxes.shape[2]):
-            if (
-                not mask >> bank & 1
-                and row < boxes[reader, operand, bank, 1]
-                and boxes[reader, operand, bank, 0] < row_end
-                and block < boxes[reader, operand, bank, 3]
-                and boxes[reader, operand, bank, 2] < block_end
-            ):
-                mask |= 1 << bank
-    return mask if mask else 1 << home  # nobody reads it, but a SAVE must write somewhere
+            if boxes[reader, operand, bank, 0] < boxes[reader, operand, bank, 1]:
+                reach[count, 0] = bank
+                for i in range(4):
+                    reach[count, i + 1] = boxes[reader, operand, bank, i]
+                count += 1
+    return count
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, inline="always")
+def _split_rows(p: int, ifps: Int32Array, reach: IntArray, regions: int, own: int, spans: IntArray, parts: IntArray) -> int:
+    """Which banks need which rows of a package's result: fills ``parts`` [3, 3] with row, row end, bank mask; returns their number.
+
+    Rows that only one more bank needs (halos) are saved apart, so that the others are not written there. ``spans`` [banks, 2] is scratch.
+    Rows that nobody reads go to the core's ``own`` bank.
+    """
+    first_row, last_row = np.int64(ifps[p, OUT_ROW]), np.int64(ifps[p, OUT_ROW_END])
+    block, block_end = np.int64(ifps[p, OUT_BLOCK]), np.int64(ifps[p, OUT_BLOCK_END])
+    whole, partly = 0, 0  # banks that need all rows, and some
+    for r in range(regions):
+        low, high = max(first_row, reach[r, 1]), min(last_row, reach[r, 2])
+        if low < high and block < reach[r, 4] and reach[r, 3] < block_end:
+            bank = reach[r, 0]
+            bit = 1 << bank
+            if low == first_row and high == last_row:
+                whole |= bit
+            elif partly & bit:
+                spans[bank, 0], spans[bank, 1] = min(spans[bank, 0], low), max(spans[bank, 1], high)
+            else:
+                spans[bank, 0], spans[bank, 1] = low, high
+                partly |= bit
+    partly &= ~whole
+    count = 0
+    if partly:
+        row = first_row
+        while row < last_row:
+            mask, end = whole, last_row
+            for bank in range(len(spans)):
+                if partly >> bank & 1:
+                    if spans[bank, 0] <= row < spans[bank, 1]:
+                        mask |= 1 << bank
+                        end = min(end, spans[bank, 1])
+                    elif spans[bank, 0] > row:
+                        end = min(end, spans[bank, 0])
+            if mask == 0:
+                mask = 1 << own
+            if count and parts[count - 1, 2] == mask:
+                parts[count - 1, 1] = end
+            elif count == 3:
+                count = 0
+                break
+            else:
+                parts[count, 0], parts[count, 1], parts[count, 2] = row, end, mask
+                count += 1
+            row = end
+    if count == 0:  # alike, or more than three parts: all rows to all banks that need any
+        mask = whole | partly
+        parts[0, 0], parts[0, 1], parts[0, 2] = first_row, last_row, mask if mask else 1 << own
+        count = 1
+    return count
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _copy_save(
+    p: int, ifps: Int32Array, code: Words, source: int, out: Words, at: int, move: int, row: int, row_end: int, mask: int,
+    word_bytes: int,
+) -> None:  # fmt: skip
+    """Copy a save, with its source moved by ``move`` words, for some rows of its tile, with its bank mask."""
+    word0, word1, word2 = code[source, 0], code[source, 1], code[source, 2]
+    out[at, 3] = code[source, 3]
+    if row != ifps[p, OUT_ROW] or row_end != ifps[p, OUT_ROW_END]:
+        rows, pixels = np.int64((word0 >> _ROWS) & _MASK16), np.int64((word1 >> _PIXELS) & _MASK16)
+        if ifps[p, FLAT_START] >= 0:  # one long row: cut it at the true rows
+            begin = max(row * ifps[p, WIDTH] - ifps[p, FLAT_START], 0)
+            end = min(row_end * ifps[p, WIDTH] - ifps[p, FLAT_START], pixels)
+            address, taken = begin, end - begin
+            word1 = (word1 & _PIXELS_CLEAR) | np.uint64(taken) << _PIXELS
+            skip, first = pixels - taken, begin
+        else:
+            address = (row - ifps[p, OUT_ROW]) * np.int64(word1 >> _ROW_STRIDE)
+            word0 = (word0 & _ROWS_CLEAR) | np.uint64(row_end - row) << _ROWS
+            skip, first = (rows - (row_end - row)) * pixels, (row - ifps[p, OUT_ROW]) * pixels
+        move += first
+        word0 += np.uint64(address * word_bytes) << _ADDRESS
+        out[at, 3] |= np.uint64(skip) << _BLOCK_SKIP
+    out[at, 0] = (word0 & _BANKS_CLEAR) | (np.uint64(mask) << _BANKS)
+    out[at, 1] = word1
+    out[at, 2] = word2 + (np.uint64(move) << _LOCAL)
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
 def _copy_load(code: Words, source: int, out: Words, at: int, moves: Words) -> None:
     """Copy a load and move it into its buffer: ``moves`` [8] is what to add to ``local``, in place, by target."""
     word = code[source, 0]
@@ -153,7 +239,7 @@ def _copy_load(code: Words, source: int, out: Words, at: int, moves: Words) -> N
     out[at, 2] = code[source, 2] + moves[(word >> _TARGET) & np.uint64(7)]
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, inline="always")
 def _set_moves(weight_buffer: int, feature_buffer: int, result_buffer: int, halves: IntArray, result_size: int, moves: Words) -> None:
     """What loads add to ``local`` for the current buffers. ``halves`` is the size of a buffer by target."""
     moves[0] = np.uint64(feature_buffer * halves[0]) << _LOCAL
@@ -163,7 +249,7 @@ def _set_moves(weight_buffer: int, feature_buffer: int, result_buffer: int, halv
     moves[4] = np.uint64(weight_buffer * halves[4]) << _LOCAL
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, inline="always")
 def _copy_compute(
     code: Words, source: int, out: Words, at: int, weight_buffer: int, feature_buffer: int, result_buffer: int, halves: IntArray, result_size: int
 ) -> None:  # fmt: skip
@@ -187,12 +273,14 @@ def _copy_compute(
 @numba.njit(cache=True, nogil=True)
 def _emit_core(
     core: int, first_layer: int, layers: Int32Array, tilings: Int32Array, ifps: Int32Array, steps: Int32Array, code: Words,
-    consumers: Int32Array, dealt: IntArray, boxes: IntArray, bank_of: IntArray, halves: IntArray, result_words: int, sync_cores: int,
-    out: Words, at: int, starts: Int32Array,
+    consumers: Int32Array, dealt: IntArray, boxes: IntArray, bank_of: IntArray, halves: IntArray, result_words: int, word_bytes: int,
+    sync_cores: int, out: Words, at: int, starts: Int32Array,
 ) -> int:  # fmt: skip
     """Write one core's stream from ``out[at]`` on; returns the place behind it."""
     begin_of_stream = at
     moves = np.zeros(8, np.uint64)
+    spans, parts = np.empty((boxes.shape[2], 2), np.int64), np.empty((3, 3), np.int64)
+    reach = np.empty((len(consumers) * boxes.shape[2] + 1, 5), np.int64)
     weight_buffer, feature_buffer = 1, 1
     weight_key, feature_key = -1, -1
     hoisted = False  # weights of the layer's first step were loaded before the SYNC
@@ -207,13 +295,14 @@ def _emit_core(
             for s in range(ifps[p, FIRST_STEP], ifps[p, FIRST_STEP] + ifps[p, STEPS]):
                 if steps[s, SAVES]:
                     save_count += 1
+        regions = _readers(layer, layers, consumers, boxes, bank_of[0], reach)
         k, saved = 0, 0
         compute1, compute2 = -1, -1  # last compute instructions of the steps one and two back, in this layer
         feature_key = -1  # features never survive a SYNC
         if not hoisted:
             weight_key = -1
         for p in range(begin, end):
-            mask = _bank_mask(p, layer, layers, consumers, ifps, boxes, bank_of[0])
+            parts_count = _split_rows(p, ifps, reach, regions, bank_of[core], spans, parts)
             for s in range(ifps[p, FIRST_STEP], ifps[p, FIRST_STEP] + ifps[p, STEPS]):
                 source = steps[s, FIRST]
                 loads = 0
@@ -267,11 +356,9 @@ def _emit_core(
                         out[first_compute, 0] |= _WAIT_NEXT
                     first_save = at
                     for i in range(steps[s, SAVES]):
-                        for w in range(4):
-                            out[at, w] = code[source + i, w]
-                        out[at, 2] += np.uint64(result_buffer * result_size) << _LOCAL
-                        out[at, 0] = (out[at, 0] & _BANKS_CLEAR) | (np.uint64(mask) << _BANKS)
-                        at += 1
+                        for j in range(parts_count):
+                            _copy_save(p, ifps, code, source + i, out, at, result_buffer * result_size, parts[j, 0], parts[j, 1], parts[j, 2], word_bytes)
+                            at += 1
                     out[first_save, 0] |= _WAIT_PREV
                     if saved + 2 < save_count:
                         out[at - 1, 0] |= _RAISE_PREV
@@ -310,7 +397,7 @@ def _emit_core(
 @numba.njit(cache=True, nogil=True)
 def _link(
     layers: Int32Array, choice: Int32Array, tilings: Int32Array, ifps: Int32Array, steps: Int32Array, code: Words, consumers: Int32Array,
-    first_layer: int, bank_of: IntArray, halves: IntArray, result_words: int, sync_cores: int, out: Words, bounds: IntArray,
+    first_layer: int, bank_of: IntArray, halves: IntArray, result_words: int, word_bytes: int, sync_cores: int, out: Words, bounds: IntArray,
     starts: Int32Array, dealt: IntArray, boxes: IntArray,
 ) -> None:  # fmt: skip
     cores = len(bank_of)
@@ -319,8 +406,8 @@ def _link(
     for core in range(cores):
         bounds[core] = at
         at = _emit_core(
-            core, first_layer, layers, tilings, ifps, steps, code, consumers, dealt, boxes, bank_of, halves, result_words, sync_cores,
-            out, at, starts[core],
+            core, first_layer, layers, tilings, ifps, steps, code, consumers, dealt, boxes, bank_of, halves, result_words,
+            word_bytes, sync_cores, out, at, starts[core],
         )  # fmt: skip
     bounds[cores] = at
 
@@ -350,6 +437,6 @@ def link(package: ModelPackage, cores: Sequence[int], config: HardwareConfig, fi
     sync_cores = sum(1 << core for core in cores)
     _link(
         layers, package.choice, package.tilings, package.ifps, package.steps, package.code, package.consumers, first_layer, bank_of,
-        halves, config.result_words, sync_cores, out, bounds, starts, dealt, boxes,
+        halves, config.result_words, config.word_bytes, sync_cores, out, bounds, starts, dealt, boxes,
     )  # fmt: skip
     return Linked(tuple(cores), out[: bounds[-1]], bounds, starts, dealt)

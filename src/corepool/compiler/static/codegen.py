@@ -247,6 +247,8 @@ class _Generator:
             "operand_row_end": np.full_like(y, 1 << 20) if op.operand_is_vector else y_end,
             "operand_block": w.operand_block + t.b,
             "operand_block_end": w.operand_block + t.b_end,
+            "flat_start": t.x if op.flat else np.full_like(y, -1),
+            "width": np.full_like(y, op.true_width),
         }
         return np.stack([columns[name] for name in IFP_COLUMNS], axis=1).astype(np.int32)
 

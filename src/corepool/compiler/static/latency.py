@@ -19,8 +19,11 @@ IntArray = npt.NDArray[np.int64]
 
 def predict(package: ModelPackage, cores: int, config: HardwareConfig) -> int:
     """Predicted cycles of one inference on the device's first ``cores`` cores; 0 if the device has fewer."""
-    if cores > config.cores:
-        return 0
+    return layer_times(package, cores, config)[-1] if cores <= config.cores else 0
+
+
+def layer_times(package: ModelPackage, cores: int, config: HardwareConfig) -> list[int]:
+    """Predicted cycle at which each layer ends (all cores have arrived at its SYNC, or at the END)."""
     linked = link(package, range(cores), config)
     machine = np.array(
         [
@@ -40,7 +43,9 @@ def predict(package: ModelPackage, cores: int, config: HardwareConfig) -> int:
     )
     fields = _fields(linked.instructions)
     banks = np.array([config.bank_of(c) for c in range(cores)], np.int64)
-    return int(_predict(fields, linked.bounds, banks, machine))
+    ends = np.zeros(len(package.layers), np.int64)
+    _predict(fields, linked.bounds, banks, machine, ends)
+    return [int(end) for end in ends]
 
 
 _NAMES = {
@@ -117,7 +122,7 @@ def _duration(f: IntArray, m: IntArray) -> int:
 
 
 @numba.njit(cache=True)
-def _predict(fields: IntArray, bounds: IntArray, banks: IntArray, m: IntArray) -> int:
+def _predict(fields: IntArray, bounds: IntArray, banks: IntArray, m: IntArray, ends: IntArray) -> None:
     cores = len(bounds) - 1
     per_bank = np.zeros(banks.max() + 1, np.int64)
     for c in range(cores):
@@ -127,7 +132,7 @@ def _predict(fields: IntArray, bounds: IntArray, banks: IntArray, m: IntArray) -
     arrived = np.empty(cores, np.int64)
     saves_to = np.zeros(len(per_bank), np.int64)
     foreign = np.zeros(len(per_bank), np.int64)  # cycles (x16) that writes from other banks take in each of a bank's slots, this layer
-    while True:
+    for layer in range(len(ends)):
         # What cores of other banks write into a bank's slots during this layer.
         foreign[:] = 0
         for c in range(cores):
@@ -139,24 +144,22 @@ def _predict(fields: IntArray, bounds: IntArray, banks: IntArray, m: IntArray) -
                         if b != banks[c] and fields[i, 2] >> b & 1:
                             foreign[b] += cost // per_bank[b]
                 i += 1
-        ended = False
         for c in range(cores):
-            arrived[c], position[c], ended = _core(fields, position[c], now, foreign[banks[c]] // 16, saves_to, m)
-        now = arrived.max()
-        if ended:
-            return now
-        now += m[6]
+            arrived[c], position[c] = _core(fields, position[c], now, foreign[banks[c]] // 16, saves_to, m)
+        ends[layer] = arrived.max()
+        now = ends[layer] + m[6]
 
 
 @numba.njit(cache=True)
-def _core(fields: IntArray, i: int, now: int, foreign: int, scratch: IntArray, m: IntArray) -> tuple[int, int, bool]:
-    """One core from ``now`` to its next SYNC or END: when it arrives, the instruction behind, and whether it was the END."""
+def _core(fields: IntArray, i: int, now: int, foreign: int, scratch: IntArray, m: IntArray) -> tuple[int, int]:
+    """One core from ``now`` to its next SYNC or END: when it arrives, and the instruction behind."""
     slot16 = now * 16
     load_free, compute_free, save_free, acknowledged = now, now, now, now
     l2c, c2l, c2s, s2c = np.empty(4096, np.int64), np.empty(4096, np.int64), np.empty(4096, np.int64), np.empty(4096, np.int64)
     l2c_n, c2l_n, c2s_n, s2c_n = 0, 0, 0, 0
     l2c_t, c2l_t, c2s_t, s2c_t = 0, 0, 0, 0
-    work = 0
+    work, written, last_lines = 0, 0, 0
+    first_save, last_save = now, now
     while fields[i, 0] < 8:
         f = fields[i]
         bits = f[1]
@@ -180,6 +183,10 @@ def _core(fields: IntArray, i: int, now: int, foreign: int, scratch: IntArray, m
             words = f[3] * f[4] * f[5]
             lines = _transfer_lines(f, m)
             work += lines
+            if written == 0:
+                first_save = start
+            written += lines
+            last_save, last_lines = start, lines
             save_free = start + m[10] + max(words, lines * m[1] // 16 - 2 * m[9] * m[1] // m[0] // 16)
             # Writes take turns with loads: they delay the loads that run beside them by their own time.
             slot16 += lines * m[1]
@@ -204,5 +211,10 @@ def _core(fields: IntArray, i: int, now: int, foreign: int, scratch: IntArray, m
                 c2s_n += 1
         i += 1
     busy = now + (work * m[1]) // 16 + foreign  # the slot cannot be faster than its lines
+    if written:
+        # Writes begin with the first result; the last save shares its lanes with those of the other banks' cores.
+        own = written * m[1] // 16
+        busy = max(busy, first_save + own + foreign)
+        busy = max(busy, last_save + last_lines * m[1] // 16 * (own + foreign) // max(own, 1))
     arrival = max(max(compute_free, acknowledged), max(save_free, busy + m[3]))
-    return arrival, i + 1, fields[i, 0] == 9
+    return arrival, i + 1
