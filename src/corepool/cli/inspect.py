@@ -115,7 +115,9 @@ def _show(report: dict[str, Any]) -> None:
         nodes = [(node["name"], node["op"], node["reason"]) for node in report["host_nodes"]]
         things.append(output.table("on the host", ("node", "operator", "why"), nodes, left=3))
     if report["removed"]:
-        gone = list(report["removed"].items())
+        gone = [(name, what) for name, what in report["removed"].items() if what != "constant"]
+        constants = len(report["removed"]) - len(gone)
+        gone += [(f"{constants} more", "constants")] if constants else []
         things.append(output.table("not executed at all", ("node", "what became of it"), gone, left=2))
     things.append(predictions(report["config"], report["predicted_cycles"]))
     output.show(*things)

@@ -100,18 +100,17 @@ def table(
 
 
 def facts(title: str, pairs: Mapping[str, object]) -> Any:
-    """Names and values below each other."""
+    """A title, and names and values below each other."""
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(
-        title=Text(title), title_justify="left", box=None, pad_edge=False, show_header=False, title_style="bold"
-    )
+    made = Table(box=None, pad_edge=False, show_header=False)
     made.add_column(style="cyan", no_wrap=True)
     made.add_column(overflow="fold")
     for name, value in pairs.items():
         made.add_row(Text(name), Text(cell(value)))
-    return made
+    return Group(Text(title, style="bold"), made)
 
 
 def cell(value: object) -> str:
