@@ -25,8 +25,8 @@ from corepool.compiler.dynamic import link
 from corepool.compiler.model import ModelPackage
 from corepool.compiler.static import compile_model, reference
 from corepool.compiler.static.compare import layer_differences
-from corepool.compiler.static.frontend.entry import Imported, import_model
 from corepool.compiler.static.compile import compile_graph
+from corepool.compiler.static.frontend.entry import Imported, import_model
 from corepool.compiler.static.lower import lower, normalise
 from corepool.compiler.static.tiling import Options, array_steps
 from corepool.config import preset
@@ -183,7 +183,11 @@ def static_compile(bench: Bench) -> list[Row]:
         code = "import figures, sys; figures.compile_once(*sys.argv[1:])"
         arguments = [str(model.onnx), str(model.calibration or "")]
         done = subprocess.run(
-            [sys.executable, "-c", code, *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code, *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         result = json.loads(done.stdout.splitlines()[-1])
         met = result["seconds"] <= 20 and result["peak_gib"] <= 6
@@ -208,21 +212,23 @@ def simulation(bench: Bench) -> list[Row]:
         with Session(Simulator(CONFIG), model.package, range(16)) as session:
             inputs = model.inputs()
             session.run(inputs)
-            seconds = float(np.median([_timed(lambda: session.run(inputs)) for _ in range(3)]))
+            seconds = float(np.median([_timed(session, inputs) for _ in range(3)]))
         limit = limits.get(model.name)
         goal = f"<= {limit:g} s" if limit else "-"
-        rows.append(Row("simulation with data", model.name, goal, seconds, f"{seconds:.2f} s", seconds <= (limit or 1e9)))
+        rows.append(
+            Row("simulation with data", model.name, goal, seconds, f"{seconds:.2f} s", seconds <= (limit or 1e9))
+        )
         with Session(Simulator(CONFIG, data=False), model.package, range(16)) as session:
             session.run(None)
-            seconds = float(np.median([_timed(lambda: session.run(None)) for _ in range(5)]))
+            seconds = float(np.median([_timed(session, None) for _ in range(5)]))
         goal, met = ("<= 0.3 s", seconds <= 0.3) if model.name == "resnet50" else ("-", True)
         rows.append(Row("simulation, time alone", model.name, goal, seconds, f"{seconds:.3f} s", met))
     return rows
 
 
-def _timed(function: Callable[[], Any]) -> float:
+def _timed(session: Session, inputs: dict[str, np.ndarray] | None) -> float:
     begin = time.perf_counter()
-    function()
+    session.run(inputs)
     return time.perf_counter() - begin
 
 
@@ -277,7 +283,8 @@ def _top1(model: Model) -> Row:
 
 
 def oracle(bench: Bench) -> list[Row]:
-    """Steps of the array in the streams for one core, with row-wise pixels and without any folding, against the exact count.
+    """Steps of the array in the streams for one core, with row-wise pixels and without any folding, against the exact
+    count.
 
     Twice: from the layers' geometry, and from the decoded instructions that one core would execute.
     """

@@ -11,9 +11,10 @@ import sys
 import time
 from pathlib import Path
 
-import figures
 from rich.console import Console
 from rich.table import Table
+
+import figures
 
 OUT = Path(__file__).parent / "out"
 

@@ -17,11 +17,14 @@ class DdrConfig:
     """Timing of one DDR channel (bank) as the pool sees it; all times in pool clock cycles.
 
     A *line* is what the bank moves in one cycle. Cycles are dealt to the cores of the bank in turn (slots); of every
-    ``period_rounds`` rounds only the first ``active_rounds`` move data, which models refresh, row misses and bus turnarounds.
+    ``period_rounds`` rounds only the first ``active_rounds`` move data, which models refresh, row misses and bus
+    turnarounds.
     """
 
     line_bytes: int = 64  # 512-bit user interface of a 64-bit DDR4-2400 controller at 300 MHz: 19.2 GB/s
-    active_rounds: int = 3  # 3 of 4 rounds: 75% of the peak, what mixed read and write streams reach on such controllers
+    active_rounds: int = (
+        3  # 3 of 4 rounds: 75% of the peak, what mixed read and write streams reach on such controllers
+    )
     period_rounds: int = 4
     read_latency: int = 60  # 200 ns: DDR4 tRCD + CL (about 30 ns) plus controller, clock crossing and interconnect
     write_latency: int = 30  # until the controller has accepted and acknowledged the last beat of a burst
@@ -48,7 +51,9 @@ class HardwareConfig:
     queue_depth: int = 16  # instructions per unit queue
     fetch_depth: int = 64  # instructions of the fetch buffer
     fetch_burst_bytes: int = 512
-    burst_bytes: int = 1024  # longest data burst: 64 beats of 16 bytes; never crosses a multiple of itself, so never 4 KiB
+    burst_bytes: int = (
+        1024  # longest data burst: 64 beats of 16 bytes; never crosses a multiple of itself, so never 4 KiB
+    )
     load_outstanding: int = 8  # bursts requested but not yet complete
     save_buffers: int = 2  # bursts that a core may have pending per destination bank
     setup_cycles: int = 2  # load and save units: from start to the first burst
@@ -134,18 +139,32 @@ def _check(config: HardwareConfig) -> None:
 
     require(1 <= config.cores <= 32, f"cores must be 1..32, not {config.cores}")
     require(1 <= config.banks <= 8, f"banks must be 1..8, not {config.banks}")
-    require(config.cores % config.banks == 0, f"{config.cores} cores cannot be shared out evenly among {config.banks} banks")
+    require(
+        config.cores % config.banks == 0, f"{config.cores} cores cannot be shared out evenly among {config.banks} banks"
+    )
     require(config.pixels in (1, 2, 4, 8, 16), f"pixels must be 1, 2, 4, 8 or 16, not {config.pixels}")
     require(config.channels in (4, 8, 16, 32), f"channels must be 4, 8, 16 or 32, not {config.channels}")
     require(
         1 <= ddr.active_rounds <= ddr.period_rounds,
         f"DDR active rounds {ddr.active_rounds} must be 1..{ddr.period_rounds}",
     )
-    for what, value in (("line_bytes", ddr.line_bytes), ("burst_bytes", config.burst_bytes), ("fetch_burst_bytes", config.fetch_burst_bytes)):
+    for what, value in (
+        ("line_bytes", ddr.line_bytes),
+        ("burst_bytes", config.burst_bytes),
+        ("fetch_burst_bytes", config.fetch_burst_bytes),
+    ):
         require(value >= 32 and value & (value - 1) == 0, f"{what} must be a power of two of at least 32, not {value}")
-    require(ddr.line_bytes <= config.fetch_burst_bytes, f"a fetch burst of {config.fetch_burst_bytes} bytes is below a DDR line")
-    require(ddr.line_bytes <= config.burst_bytes <= 4096, f"bursts of {config.burst_bytes} bytes are not within a DDR line .. 4 KiB")
-    require(config.fetch_depth * 32 >= 2 * config.fetch_burst_bytes, f"fetch depth {config.fetch_depth} is below two bursts")
+    require(
+        ddr.line_bytes <= config.fetch_burst_bytes,
+        f"a fetch burst of {config.fetch_burst_bytes} bytes is below a DDR line",
+    )
+    require(
+        ddr.line_bytes <= config.burst_bytes <= 4096,
+        f"bursts of {config.burst_bytes} bytes are not within a DDR line .. 4 KiB",
+    )
+    require(
+        config.fetch_depth * 32 >= 2 * config.fetch_burst_bytes, f"fetch depth {config.fetch_depth} is below two bursts"
+    )
     for what, value in (
         ("feature lines", config.feature_lines),
         ("weight words", config.weight_words),

@@ -1,16 +1,17 @@
-"""Compiler, linker and simulator together against the numerics: random networks, any number of cores, every tensor that reaches the host."""
+"""Compiler, linker and simulator together against the numerics: random networks, any number of cores, every tensor that
+reaches the host."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.graphs import KINDS, Builder, random_graph, random_input
 
 from corepool.compiler.static import reference
 from corepool.compiler.static.compile import compile_graph
 from corepool.config import preset
 from corepool.device.simulator import Simulator
 from corepool.runtime.session import Session
+from support.graphs import KINDS, Builder, random_graph, random_input
 
 CONFIG = preset("u200")
 
@@ -94,3 +95,11 @@ def test_several_outputs_and_a_tensor_with_many_readers(rng):
     c = build.conv(a, 24, (3, 3), padding=(1, 1, 1, 1), residual=b)
     d = build.elementwise(c, a, True)
     check(build.finish(a, d, c), rng, range(11))
+
+
+def test_pointwise_layers_whose_channels_exceed_the_weight_memory(rng):
+    """Every piece of the products has an input of its own, unlike in fully connected layers."""
+    build = Builder(rng, 300, 4, 5)
+    check(build.finish(build.conv("input", 12, (1, 1))), rng, range(3), preset("tiny"))
+    build = Builder(rng, 9000, 3, 3)
+    check(build.finish(build.conv("input", 12, (1, 1))), rng, range(5))

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from corepool.errors import InstructionError
 from corepool.isa import codec, listing, manual
-from corepool.isa.table import INSTRUCTION_BYTES, INSTRUCTIONS, OPCODE, Opcode, Target, check_table, fields_of, reserved_mask
+from corepool.isa.table import (
+    INSTRUCTION_BYTES,
+    INSTRUCTIONS,
+    OPCODE,
+    Opcode,
+    Target,
+    check_table,
+    fields_of,
+    reserved_mask,
+)
 
 
 @st.composite
@@ -49,8 +58,13 @@ def test_any_bytes_decode_to_themselves_or_are_refused(data):
 def test_bytes_written_out_by_hand():
     # opcode 1, raise_next (bit 7), target 1 (bit 8), rows 1 (bit 16), address 0x40 (bit 32), blocks 1 (bit 64),
     # pixels 3 (bit 80), local 5 (bit 160)
-    data = codec.encode(Opcode.LOAD, raise_next=1, target=Target.WEIGHT, rows=1, address=0x40, blocks=1, pixels=3, local=5)
-    assert data.hex() == "81010100" + "40000000" + "0100" + "0300" + "00000000" + "00000000" + "0500" + "0000" + "0000000000000000"
+    data = codec.encode(
+        Opcode.LOAD, raise_next=1, target=Target.WEIGHT, rows=1, address=0x40, blocks=1, pixels=3, local=5
+    )
+    assert (
+        data.hex()
+        == "81010100" + "40000000" + "0100" + "0300" + "00000000" + "00000000" + "0500" + "0000" + "0000000000000000"
+    )
     assert listing.line(data) == "LOAD   raise_next target=1 rows=1 address=64 blocks=1 pixels=3 local=5"
 
 
@@ -77,7 +91,7 @@ def test_values_out_of_range_and_unknown_fields_are_named():
         codec.encode(Opcode.LOAD, rows=0)
     with pytest.raises(InstructionError, match=r"CONV\.start_x must be -256\.\.255, not 256"):
         codec.encode(Opcode.CONV, **_smallest(Opcode.CONV) | {"start_x": 256})
-    with pytest.raises(InstructionError, match="SYNC has no field 'rows'|SYNC has no field rows"):
+    with pytest.raises(InstructionError, match="SYNC has no field rows"):
         codec.encode(Opcode.SYNC, cores=1, rows=1)
     with pytest.raises(InstructionError, match="has no field 'wait_prev'"):
         listing.parse("LOAD wait_prev")

@@ -54,16 +54,31 @@ class Builder:
 
     def add_params(self) -> AddParams:
         a, b = (int(v) for v in self.rng.integers(-40000, 40000, 2))
-        return AddParams(a, b, int(self.rng.integers(-(1 << 20), 1 << 20)), int(self.rng.integers(10, 18)), *self._clamp())
+        return AddParams(
+            a, b, int(self.rng.integers(-(1 << 20), 1 << 20)), int(self.rng.integers(10, 18)), *self._clamp()
+        )
 
     def requant(self, products: int, count: int) -> Requant:
         """Scales results to about the int8 range, so that tests see more than saturated values."""
         shift = 15 + max(1, int(np.log2(max(products, 1) ** 0.5 * 73 * 73 / 60)))
         bias = self.rng.integers(-products * 100 - 1, products * 100 + 1, count)
         shifts = np.clip(shift + self.rng.integers(-1, 2, count), 1, 47)
-        return Requant(bias.astype(np.int32), self.rng.integers(1 << 15, 1 << 16, count), shifts.astype(np.int64), *self._clamp())
+        return Requant(
+            bias.astype(np.int32), self.rng.integers(1 << 15, 1 << 16, count), shifts.astype(np.int64), *self._clamp()
+        )
 
-    def conv(self, source: str, out: int, kernel, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=1, residual=None, lut=False):
+    def conv(
+        self,
+        source: str,
+        out: int,
+        kernel,
+        stride=(1, 1),
+        padding=(0, 0, 0, 0),
+        dilation=(1, 1),
+        groups=1,
+        residual=None,
+        lut=False,
+    ):
         t, number = self.graph.tensors[source], len(self.graph.layers)
         height = (t.height + padding[0] + padding[2] - (kernel[0] - 1) * dilation[0] - 1) // stride[0] + 1
         width = (t.width + padding[1] + padding[3] - (kernel[1] - 1) * dilation[1] - 1) // stride[1] + 1
@@ -104,7 +119,14 @@ class Builder:
             counts = {a * b for a in valid(t.height, height, 0) for b in valid(t.width, width, 1)}
         zero, low, high = self._clamp()
         by_count = {
-            c: SumRequant(-t.zero_point * kernel[0] * kernel[1], (1 << 22) // max(c, 1) % (1 << 15) + (1 << 15), 16, zero, low, high)
+            c: SumRequant(
+                -t.zero_point * kernel[0] * kernel[1],
+                (1 << 22) // max(c, 1) % (1 << 15) + (1 << 15),
+                16,
+                zero,
+                low,
+                high,
+            )
             for c in counts
         }
         self.graph.layers.append(
@@ -130,7 +152,9 @@ class Builder:
         shared = {"name": f"l{number}", "output": name, "a": a, "b": b, "lut": self.lut() if lut else None}
         if product:
             zeros = (t.zero_point, self.graph.tensors[b].zero_point)
-            params = MulParams(*zeros, int(self.rng.integers(1 << 15, 1 << 16)), int(self.rng.integers(20, 24)), *self._clamp())
+            params = MulParams(
+                *zeros, int(self.rng.integers(1 << 15, 1 << 16)), int(self.rng.integers(20, 24)), *self._clamp()
+            )
             self.graph.layers.append(Mul(**shared, params=params))
         else:
             self.graph.layers.append(Add(**shared, params=self.add_params()))

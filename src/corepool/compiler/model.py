@@ -39,8 +39,10 @@ _TABLES = {
 
 @dataclass(frozen=True)
 class ModelPackage:
-    """A compiled model. Tables are int32 with the columns of ``compiler.tables``; ``code`` is uint64 [n, 4]; ``weights`` are the bytes
-    that go to the beginning of the window; ``tail`` is an ONNX model for the host or empty; ``size`` is that of the file in bytes.
+    """A compiled model. Tables are int32 with the columns of ``compiler.tables``; ``code`` is uint64 [n, 4];
+    ``weights`` are the bytes
+    that go to the beginning of the window; ``tail`` is an ONNX model for the host or empty; ``size`` is that of the
+    file in bytes.
     """
 
     meta: dict[str, Any]
@@ -81,7 +83,8 @@ class ModelPackage:
 
     @classmethod
     def open(cls, path: Path, config: HardwareConfig | None = None) -> ModelPackage:
-        """Map and check a package. Raises PackageError, or ConfigMismatchError if it was made for another configuration."""
+        """Map and check a package. Raises PackageError, or ConfigMismatchError if it was made for another
+        configuration."""
         opened = container.open_package(path, config)
         try:
             meta = json.loads(opened.raw("meta"))
@@ -100,19 +103,31 @@ class ModelPackage:
         return made
 
     def check(self, where: str) -> None:
-        """Raise PackageError unless every table has its shape and every index lies inside the table that it points into."""
+        """Raise PackageError unless every table has its shape and every index lies inside the table that it points
+        into."""
 
         def require(condition: bool, text: str) -> None:
             if not condition:
                 raise PackageError(f"{where}: {text}; compile the model again")
 
-        require(isinstance(self.meta, dict) and self.meta.get("isa_version") == ISA_VERSION, f"it was not made for instruction set {ISA_VERSION}")
+        require(
+            isinstance(self.meta, dict) and self.meta.get("isa_version") == ISA_VERSION,
+            f"it was not made for instruction set {ISA_VERSION}",
+        )
         for name, columns in _TABLES.items():
             table = getattr(self, name)
-            require(table.ndim == 2 and table.shape[1] == columns and table.dtype == np.int32, f"table {name} has a wrong shape")
-        require(self.code.ndim == 2 and self.code.shape[1] == 4 and self.code.dtype == np.uint64, "table code has a wrong shape")
+            require(
+                table.ndim == 2 and table.shape[1] == columns and table.dtype == np.int32,
+                f"table {name} has a wrong shape",
+            )
+        require(
+            self.code.ndim == 2 and self.code.shape[1] == 4 and self.code.dtype == np.uint64,
+            "table code has a wrong shape",
+        )
         require(self.weights.ndim == 1 and self.weights.dtype == np.uint8, "the weights are not bytes")
-        require(len(self.layers) > 0 and len(self.choice) == len(self.layers), "tables layers and choice differ in length")
+        require(
+            len(self.layers) > 0 and len(self.choice) == len(self.layers), "tables layers and choice differ in length"
+        )
         ranges = (
             ("layers", self.layers[:, 0], self.layers[:, 1], len(self.tilings)),
             ("layers", self.layers[:, 4], self.layers[:, 5], len(self.consumers)),
@@ -123,9 +138,14 @@ class ModelPackage:
         for name, first, count, limit in ranges:
             inside = (first >= 0) & (count >= 0) & (first.astype(np.int64) + count <= limit)
             require(bool(inside.all()), f"table {name} points outside")
-        require(bool((self.steps[:, 1:6] >= 0).all() and (self.steps[:, 5] <= 1024).all()), "table steps has negative counts")
+        require(
+            bool((self.steps[:, 1:6] >= 0).all() and (self.steps[:, 5] <= 1024).all()),
+            "table steps has negative counts",
+        )
         require(bool((self.steps[:, 4] >= 1).all()), "table steps has steps that compute nothing")
-        require(bool(((self.choice >= 0) & (self.choice < self.layers[:, 1, None])).all()), "table choice points outside")
+        require(
+            bool(((self.choice >= 0) & (self.choice < self.layers[:, 1, None])).all()), "table choice points outside"
+        )
         require(bool(np.isin(self.layers[:, 2], (2, 4)).all()), "table layers has a wrong number of buffers")
         require(
             not len(self.consumers)

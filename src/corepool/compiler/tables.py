@@ -5,16 +5,20 @@ It must not know how either works. All tables are int32.
 
 from __future__ import annotations
 
-# A step is what shares one set of on-chip buffers: loads, then compute instructions, then saves; its instructions follow each other
+# A step is what shares one set of on-chip buffers: loads, then compute instructions, then saves; its instructions
+# follow each other
 # in the order of these counts. Steps that follow each other on a core with equal keys share their weights or features.
 STEP_COLUMNS = (
-    "first_instruction", "weight_loads", "feature_loads", "operand_loads", "computes", "saves", "weight_key", "feature_key",
+    "first_instruction", "weight_loads", "feature_loads", "operand_loads", "computes", "saves", "weight_key",
+    "feature_key",
 )  # fmt: skip
 
-# An instruction frame package (IFP): one tile of one layer. Regions are half-open, rows of the true map and blocks of the storage.
+# An instruction frame package (IFP): one tile of one layer. Regions are half-open, rows of the true map and blocks of
+# the storage.
 # ``flat_start``: first pixel of the tile if its map's rows are joined (``width`` is that of a true row), else -1.
 IFP_COLUMNS = (
-    "first_step", "steps", "latency", "out_row", "out_row_end", "out_block", "out_block_end", "in_row", "in_row_end", "in_block",
+    "first_step", "steps", "latency", "out_row", "out_row_end", "out_block", "out_block_end", "in_row", "in_row_end",
+    "in_block",
     "in_block_end", "operand_row", "operand_row_end", "operand_block", "operand_block_end",
     "flat_start", "width",
 )  # fmt: skip

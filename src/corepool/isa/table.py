@@ -99,7 +99,9 @@ class Instruction:
 
 OPCODE = Field("opcode", 0, 4, "instruction kind")
 _TOKENS = (
-    Field("wait_prev", 4, 1, "start only with a token from the previous unit, and take it (order: load, compute, save)"),
+    Field(
+        "wait_prev", 4, 1, "start only with a token from the previous unit, and take it (order: load, compute, save)"
+    ),
     Field("wait_next", 5, 1, "start only with a token from the next unit, and take it"),
     Field("raise_prev", 6, 1, "give the previous unit a token at the end"),
     Field("raise_next", 7, 1, "give the next unit a token at the end"),
@@ -122,7 +124,12 @@ _COMPUTE = (
     Field("lut", 12, 1, "look every result up in the table"),
     Field("lut_slot", 13, 1, "which table"),
     Field("lut_after_add", 14, 1, "look up after the residual addition instead of before it"),
-    Field("residual", 15, 1, "add the word that stands at the result's place; constants: parameter word behind those of the output blocks"),
+    Field(
+        "residual",
+        15,
+        1,
+        "add the word that stands at the result's place; constants: parameter word behind those of the output blocks",
+    ),
     Field("mode", 16, 1, "POOL: 0 maximum, 1 sum. MUL: 1 if the operand is one word per channel block"),
     Field("in_blocks", 18, 12, "input channel blocks", positive=True),
     Field("out_blocks", 30, 10, "output channel blocks", positive=True),
@@ -176,9 +183,11 @@ INSTRUCTIONS: dict[Opcode, Instruction] = {
                 *_TRANSFER,
                 Field("row_pitch", 176, 10, "FEATURE: lines from one row to the next on chip"),
                 Field("block_pitch", 192, 14, "FEATURE: lines from one channel block to the next on chip"),
-                Field("first_row", 206, 6, "FEATURE: number, modulo the memory's banks, of the first row within its tile"),
+                Field(
+                    "first_row", 206, 6, "FEATURE: number, modulo the memory's banks, of the first row within its tile"
+                ),
             ),
-            "copy blocks x rows x pixels words from DDR to a memory of the core; all but FEATURE fill it word after word",
+            "copy blocks x rows x pixels words from DDR to a memory of the core; all but FEATURE are filled in order",
         ),
         Instruction(
             Opcode.SAVE,
@@ -194,13 +203,13 @@ INSTRUCTIONS: dict[Opcode, Instruction] = {
             Opcode.CONV,
             Unit.COMPUTE,
             _without("mode"),
-            "convolution of all input with all output blocks; one weight word for each kernel row, column and input block",
+            "convolution of all input with all output blocks; a weight word for each kernel row, column, input block",
         ),
         Instruction(
             Opcode.DWCONV,
             Unit.COMPUTE,
             _without("mode", "in_blocks", "shape", "residual", "lut_after_add"),
-            "depthwise convolution; one weight word for each kernel row, so a kernel has at most as many columns as a block has channels",
+            "depthwise convolution; a weight word for each kernel row, so at most as many columns as block channels",
         ),
         Instruction(
             Opcode.POOL,
@@ -208,7 +217,12 @@ INSTRUCTIONS: dict[Opcode, Instruction] = {
             _without("in_blocks", "shape", "residual", "lut_after_add", "weight"),
             "maximum, or sum with requantisation (one parameter word for all blocks), over a window",
         ),
-        Instruction(Opcode.ADD, Unit.COMPUTE, (*_ELEMENTWISE, _OPERAND), "sum of features and operand, each with its own multiplier"),
+        Instruction(
+            Opcode.ADD,
+            Unit.COMPUTE,
+            (*_ELEMENTWISE, _OPERAND),
+            "sum of features and operand, each with its own multiplier",
+        ),
         Instruction(
             Opcode.MUL,
             Unit.COMPUTE,
@@ -224,7 +238,9 @@ INSTRUCTIONS: dict[Opcode, Instruction] = {
             ),
             "wait until all units are idle and all writes acknowledged, then for all cores of the lease",
         ),
-        Instruction(Opcode.END, Unit.SYSTEM, (), "the stream ends here, when all units are idle and all writes acknowledged"),
+        Instruction(
+            Opcode.END, Unit.SYSTEM, (), "the stream ends here, when all units are idle and all writes acknowledged"
+        ),
     )
 }
 

@@ -1,4 +1,5 @@
-"""The dynamic compiler: every tile once, balanced tokens, right banks, typed errors; for random networks and any number of cores."""
+"""The dynamic compiler: every tile once, balanced tokens, right banks, typed errors; for random networks and any number
+of cores."""
 
 from collections import Counter
 
@@ -6,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.graphs import random_graph
 
 from corepool.compiler.dynamic import link
 from corepool.compiler.dynamic.deal import deal
@@ -15,6 +15,7 @@ from corepool.config import preset
 from corepool.errors import LinkError
 from corepool.isa.codec import decode
 from corepool.isa.table import INSTRUCTION_BYTES, INSTRUCTIONS, Opcode, Unit
+from support.graphs import random_graph
 
 CONFIG = preset("u200")
 
@@ -32,7 +33,8 @@ def compiled(seed, layers=3):
 def test_dealing_gives_every_package_to_one_core_in_order(latencies, cores):
     bounds = np.empty(cores + 1, np.int64)
     deal(np.array(latencies, np.int64), 0, len(latencies), cores, bounds)
-    assert bounds[0] == 0 and bounds[-1] == len(latencies)
+    assert bounds[0] == 0
+    assert bounds[-1] == len(latencies)
     assert (np.diff(bounds) >= 0).all()
 
 
@@ -97,7 +99,8 @@ def test_tokens_balance_at_every_sync_and_never_deadlock(seed, cores):
                 continue
             run_until_idle(queues, tokens)
             assert not any(queues.values()), "a unit waits for a token that never comes"
-            # Weights fetched ahead of a SYNC may have raised nothing yet: their token comes with the features behind it.
+            # Weights fetched ahead of a SYNC may have raised nothing yet: their token comes with the features behind
+            # it.
             assert not any(tokens.values())
             ended = instruction.opcode is Opcode.END
         assert ended
@@ -126,7 +129,8 @@ def run_until_idle(queues, tokens):
 @settings(max_examples=15)
 @given(st.integers(0, 10_000))
 def test_results_go_to_the_banks_of_their_readers_and_nowhere_else(seed):
-    """Every feature word that a core loads after a SYNC has been written to that core's bank (or is the network's input)."""
+    """Every feature word that a core loads after a SYNC has been written to that core's bank (or is the network's
+    input)."""
     made = compiled(seed, layers=2)
     cores = range(16)
     written: dict[int, set[int]] = {bank: set() for bank in range(CONFIG.banks)}
@@ -190,7 +194,13 @@ def test_layer_starts_point_behind_the_syncs():
 
 @pytest.mark.parametrize(
     ("cores", "text"),
-    [([], "not 0"), (range(17), "not 17"), ([1, 1], "different"), ([16], "different cores of 0..15"), ([-1, 2], "different")],
+    [
+        ([], "not 0"),
+        (range(17), "not 17"),
+        ([1, 1], "different"),
+        ([16], "different cores of 0..15"),
+        ([-1, 2], "different"),
+    ],
 )
 def test_impossible_cores_are_refused(cores, text):
     with pytest.raises(LinkError, match=text):

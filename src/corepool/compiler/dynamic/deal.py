@@ -1,6 +1,7 @@
 """Dealing: which core gets which instruction frame packages of a layer.
 
-It must not know what packages hold. Static compiler (to price tilings) and linker deal by this one function, so predictions and streams agree.
+It must not know what packages hold. Static compiler (to price tilings) and linker deal by this one function, so
+predictions and streams agree.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import numpy.typing as npt
 def deal(latency: npt.NDArray[np.int64], begin: int, end: int, cores: int, bounds: npt.NDArray[np.int64]) -> None:
     """Cut packages ``begin .. end`` into one run for each core, balanced by predicted latency.
 
-    ``latency`` [packages] in cycles; ``bounds`` [cores + 1] receives the cuts: core c gets ``bounds[c] .. bounds[c + 1]``. Runs keep what
-    neighbours share. A cut falls where the sum of latencies is nearest to the core's share.
+    ``latency`` [packages] in cycles; ``bounds`` [cores + 1] receives the cuts: core c gets ``bounds[c] .. bounds[c +
+    1]``. Runs keep what neighbours share. A cut falls where the sum of latencies is nearest to the core's share.
     """
     total = 0
     for i in range(begin, end):

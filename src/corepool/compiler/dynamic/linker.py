@@ -1,7 +1,8 @@
-"""The dynamic compiler: a model package and some cores become one instruction stream for each core, in well under a millisecond.
+"""The dynamic compiler: a model package and some cores become one instruction stream for each core, in well under a
+millisecond.
 
-It must not know ONNX or the static compiler. It deals packages, drops loads that neighbours share, assigns buffers and tokens, chooses
-the banks that each result is written to, and puts SYNCs between layers.
+It must not know ONNX or the static compiler. It deals packages, drops loads that neighbours share, assigns buffers and
+tokens, chooses the banks that each result is written to, and puts SYNCs between layers.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ Words = npt.NDArray[np.uint64]
 
 (FIRST, WEIGHTS, FEATURES, OPERANDS, COMPUTES, SAVES, WEIGHT_KEY, FEATURE_KEY) = range(len(STEP_COLUMNS))
 (
-    FIRST_STEP, STEPS, LATENCY, OUT_ROW, OUT_ROW_END, OUT_BLOCK, OUT_BLOCK_END, IN_ROW, IN_ROW_END, IN_BLOCK, IN_BLOCK_END,
+    FIRST_STEP, STEPS, LATENCY, OUT_ROW, OUT_ROW_END, OUT_BLOCK, OUT_BLOCK_END, IN_ROW, IN_ROW_END, IN_BLOCK,
+    IN_BLOCK_END,
     OPERAND_ROW, OPERAND_ROW_END, OPERAND_BLOCK, OPERAND_BLOCK_END, FLAT_START, WIDTH,
 ) = range(len(IFP_COLUMNS))  # fmt: skip
 (FIRST_TILING, TILINGS, RESULT_BUFFERS, IS_OUTPUT, FIRST_CONSUMER, CONSUMERS) = range(len(LAYER_COLUMNS))
@@ -73,7 +75,8 @@ NOWHERE = 1 << 30
 class Linked:
     """One stream for each core, in the order of ``cores``; ``instructions`` [n, 4] holds them all one after the other.
 
-    ``layer_starts`` [cores, layers - first_layer]: number of the first instruction of each layer within its core's stream.
+    ``layer_starts`` [cores, layers - first_layer]: number of the first instruction of each layer within its core's
+    stream.
     ``dealt`` [layers, cores + 1]: which packages of the layer's tiling each core got.
     """
 
@@ -101,7 +104,8 @@ class Linked:
 
 @numba.njit(cache=True, nogil=True)
 def _deal_all(
-    layers: Int32Array, choice: Int32Array, tilings: Int32Array, ifps: Int32Array, first_layer: int, bank_of: IntArray, dealt: IntArray,
+    layers: Int32Array, choice: Int32Array, tilings: Int32Array, ifps: Int32Array, first_layer: int,
+    bank_of: IntArray, dealt: IntArray,
     boxes: IntArray,
 ) -> None:  # fmt: skip
     """Deal every layer, and find the region that the cores of each bank read: ``boxes`` [layers, 2, banks, 4]."""
@@ -133,7 +137,8 @@ def _deal_all(
 
 @numba.njit(cache=True, nogil=True)
 def _readers(layer: int, layers: Int32Array, consumers: Int32Array, boxes: IntArray, home: int, reach: IntArray) -> int:
-    """The regions of a layer's result that banks need: fills ``reach`` [n, 5] with bank, rows, rows end, blocks, blocks end; returns n."""
+    """The regions of a layer's result that banks need: fills ``reach`` [n, 5] with bank, rows, rows end, blocks, blocks
+    end; returns n."""
     count = 0
     if layers[layer, IS_OUTPUT]:  # the host reads all of it
         reach[0, 0], reach[0, 1], reach[0, 2], reach[0, 3], reach[0, 4] = home, 0, NOWHERE, 0, NOWHERE
@@ -151,11 +156,14 @@ def _readers(layer: int, layers: Int32Array, consumers: Int32Array, boxes: IntAr
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def _split_rows(p: int, ifps: Int32Array, reach: IntArray, regions: int, own: int, spans: IntArray, parts: IntArray) -> int:
-    """Which banks need which rows of a package's result: fills ``parts`` [3, 3] with row, row end, bank mask; returns their number.
+def _split_rows(
+    p: int, ifps: Int32Array, reach: IntArray, regions: int, own: int, spans: IntArray, parts: IntArray
+) -> int:
+    """Which banks need which rows of a package's result: fills ``parts`` [3, 3] with row, row end, bank mask; returns
+    their number.
 
-    Rows that only one more bank needs (halos) are saved apart, so that the others are not written there. ``spans`` [banks, 2] is scratch.
-    Rows that nobody reads go to the core's ``own`` bank.
+    Rows that only one more bank needs (halos) are saved apart, so that the others are not written there. ``spans``
+    [banks, 2] is scratch. Rows that nobody reads go to the core's ``own`` bank.
     """
     first_row, last_row = np.int64(ifps[p, OUT_ROW]), np.int64(ifps[p, OUT_ROW_END])
     block, block_end = np.int64(ifps[p, OUT_BLOCK]), np.int64(ifps[p, OUT_BLOCK_END])
@@ -205,7 +213,8 @@ def _split_rows(p: int, ifps: Int32Array, reach: IntArray, regions: int, own: in
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _copy_save(
-    p: int, ifps: Int32Array, code: Words, source: int, out: Words, at: int, move: int, row: int, row_end: int, mask: int,
+    p: int, ifps: Int32Array, code: Words, source: int, out: Words, at: int, move: int, row: int, row_end: int,
+    mask: int,
     word_bytes: int,
 ) -> None:  # fmt: skip
     """Copy a save, with its source moved by ``move`` words, for some rows of its tile, with its bank mask."""
@@ -240,7 +249,9 @@ def _copy_load(code: Words, source: int, out: Words, at: int, moves: Words) -> N
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def _set_moves(weight_buffer: int, feature_buffer: int, result_buffer: int, halves: IntArray, result_size: int, moves: Words) -> None:
+def _set_moves(
+    weight_buffer: int, feature_buffer: int, result_buffer: int, halves: IntArray, result_size: int, moves: Words
+) -> None:
     """What loads add to ``local`` for the current buffers. ``halves`` is the size of a buffer by target."""
     moves[0] = np.uint64(feature_buffer * halves[0]) << _LOCAL
     moves[1] = np.uint64(weight_buffer * halves[1]) << _LOCAL
@@ -251,7 +262,8 @@ def _set_moves(weight_buffer: int, feature_buffer: int, result_buffer: int, halv
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _copy_compute(
-    code: Words, source: int, out: Words, at: int, weight_buffer: int, feature_buffer: int, result_buffer: int, halves: IntArray, result_size: int
+    code: Words, source: int, out: Words, at: int, weight_buffer: int, feature_buffer: int, result_buffer: int,
+    halves: IntArray, result_size: int
 ) -> None:  # fmt: skip
     """Copy a compute instruction and point it at the buffers of its step."""
     word = code[source, 0]
@@ -272,8 +284,10 @@ def _copy_compute(
 
 @numba.njit(cache=True, nogil=True)
 def _emit_core(
-    core: int, first_layer: int, layers: Int32Array, tilings: Int32Array, ifps: Int32Array, steps: Int32Array, code: Words,
-    consumers: Int32Array, dealt: IntArray, boxes: IntArray, bank_of: IntArray, halves: IntArray, result_words: int, word_bytes: int,
+    core: int, first_layer: int, layers: Int32Array, tilings: Int32Array, ifps: Int32Array, steps: Int32Array,
+    code: Words,
+    consumers: Int32Array, dealt: IntArray, boxes: IntArray, bank_of: IntArray, halves: IntArray, result_words: int,
+    word_bytes: int,
     sync_cores: int, out: Words, at: int, starts: Int32Array,
 ) -> int:  # fmt: skip
     """Write one core's stream from ``out[at]`` on; returns the place behind it."""
@@ -343,7 +357,9 @@ def _emit_core(
                     out[at - 1, 0] |= _RAISE_NEXT
                 first_compute = at
                 for i in range(steps[s, COMPUTES]):
-                    _copy_compute(code, source + i, out, at, weight_buffer, feature_buffer, result_buffer, halves, result_size)
+                    _copy_compute(
+                        code, source + i, out, at, weight_buffer, feature_buffer, result_buffer, halves, result_size
+                    )
                     at += 1
                 source += steps[s, COMPUTES]
                 if loads or (k == 0 and hoisted):
@@ -357,7 +373,19 @@ def _emit_core(
                     first_save = at
                     for i in range(steps[s, SAVES]):
                         for j in range(parts_count):
-                            _copy_save(p, ifps, code, source + i, out, at, result_buffer * result_size, parts[j, 0], parts[j, 1], parts[j, 2], word_bytes)
+                            _copy_save(
+                                p,
+                                ifps,
+                                code,
+                                source + i,
+                                out,
+                                at,
+                                result_buffer * result_size,
+                                parts[j, 0],
+                                parts[j, 1],
+                                parts[j, 2],
+                                word_bytes,
+                            )
                             at += 1
                     out[first_save, 0] |= _WAIT_PREV
                     if saved + 2 < save_count:
@@ -396,8 +424,10 @@ def _emit_core(
 
 @numba.njit(cache=True, nogil=True)
 def _link(
-    layers: Int32Array, choice: Int32Array, tilings: Int32Array, ifps: Int32Array, steps: Int32Array, code: Words, consumers: Int32Array,
-    first_layer: int, bank_of: IntArray, halves: IntArray, result_words: int, word_bytes: int, sync_cores: int, out: Words, bounds: IntArray,
+    layers: Int32Array, choice: Int32Array, tilings: Int32Array, ifps: Int32Array, steps: Int32Array, code: Words,
+    consumers: Int32Array,
+    first_layer: int, bank_of: IntArray, halves: IntArray, result_words: int, word_bytes: int, sync_cores: int,
+    out: Words, bounds: IntArray,
     starts: Int32Array, dealt: IntArray, boxes: IntArray,
 ) -> None:  # fmt: skip
     cores = len(bank_of)
@@ -406,7 +436,8 @@ def _link(
     for core in range(cores):
         bounds[core] = at
         at = _emit_core(
-            core, first_layer, layers, tilings, ifps, steps, code, consumers, dealt, boxes, bank_of, halves, result_words,
+            core, first_layer, layers, tilings, ifps, steps, code, consumers, dealt, boxes, bank_of, halves,
+            result_words,
             word_bytes, sync_cores, out, at, starts[core],
         )  # fmt: skip
     bounds[cores] = at
@@ -415,8 +446,8 @@ def _link(
 def link(package: ModelPackage, cores: Sequence[int], config: HardwareConfig, first_layer: int = 0) -> Linked:
     """Deal a model's packages to ``cores`` (numbers of the device's cores) and make one stream for each.
 
-    ``first_layer`` begins in the middle, for a lease that stopped after layer ``first_layer - 1``. Raises LinkError for a number of cores
-    outside 1 .. 16, repeated or unknown cores, or a layer that does not exist.
+    ``first_layer`` begins in the middle, for a lease that stopped after layer ``first_layer - 1``. Raises LinkError for
+    a number of cores outside 1 .. 16, repeated or unknown cores, or a layer that does not exist.
     """
     count = len(cores)
     if not 1 <= count <= MAX_CORES:
@@ -436,7 +467,8 @@ def link(package: ModelPackage, cores: Sequence[int], config: HardwareConfig, fi
     dealt, boxes = np.zeros((len(layers), count + 1), np.int64), np.empty((len(layers), 2, config.banks, 4), np.int64)
     sync_cores = sum(1 << core for core in cores)
     _link(
-        layers, package.choice, package.tilings, package.ifps, package.steps, package.code, package.consumers, first_layer, bank_of,
+        layers, package.choice, package.tilings, package.ifps, package.steps, package.code, package.consumers,
+        first_layer, bank_of,
         halves, config.result_words, config.word_bytes, sync_cores, out, bounds, starts, dealt, boxes,
     )  # fmt: skip
     return Linked(tuple(cores), out[: bounds[-1]], bounds, starts, dealt)

@@ -26,7 +26,8 @@ def compile_model(
 ) -> Compiled:
     """Compile an ONNX file (float or QDQ) for a machine.
 
-    ``calibration`` holds sample inputs, which float models need: a folder, a .npz file or arrays [N, ...] by input name. ``progress`` is
+    ``calibration`` holds sample inputs, which float models need: a folder, a .npz file or arrays [N, ...] by input
+    name. ``progress`` is
     called with what is being done and the share of the work behind it. Raises ModelError, CalibrationError.
     """
     from corepool.compiler.static.compile import compile_graph

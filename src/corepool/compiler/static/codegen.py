@@ -1,12 +1,13 @@
 """Code generation: one operation under one tiling becomes instruction frame packages.
 
-It must not know how packages are dealt or in what buffers they land: addresses on chip are those of buffer 0, and token flags and
-bank masks are left to the linker. DDR addresses are final.
+It must not know how packages are dealt or in what buffers they land: addresses on chip are those of buffer 0, and token
+flags and bank masks are left to the linker. DDR addresses are final.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,8 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass
 class Code:
-    """Instructions [n, 4] (uint64), steps [s, len(STEP_COLUMNS)] and packages [p, len(IFP_COLUMNS)] (int32), counted from 0."""
+    """Instructions [n, 4] (uint64), steps [s, len(STEP_COLUMNS)] and packages [p, len(IFP_COLUMNS)] (int32), counted
+    from 0."""
 
     instructions: Instructions
     steps: npt.NDArray[np.int32]
@@ -47,7 +49,8 @@ class Addresses:
 
 @dataclass
 class _Tiles:
-    """All tiles of a tiling as arrays [t]: half-open ranges of output rows, columns and blocks; keys of what neighbours share."""
+    """All tiles of a tiling as arrays [t]: half-open ranges of output rows, columns and blocks; keys of what neighbours
+    share."""
 
     y: IntArray
     y_end: IntArray
@@ -72,7 +75,8 @@ def _tiles(tiling: Tiling) -> _Tiles:
         row, col, channel = (a.reshape(-1) for a in np.indices(sizes))
     rows, cols, blocks = (np.array(cuts, np.int64) for cuts in (tiling.rows, tiling.cols, tiling.blocks))
     return _Tiles(
-        rows[row], rows[row + 1], cols[col], cols[col + 1], blocks[channel], blocks[channel + 1], row * sizes[1] + col, channel
+        rows[row], rows[row + 1], cols[col], cols[col + 1], blocks[channel], blocks[channel + 1],
+        row * sizes[1] + col, channel
     )  # fmt: skip
 
 
@@ -85,7 +89,8 @@ def generate(operation: Operation, tiling: Tiling, shape: Shape, where: Addresse
 
 
 class _Generator:
-    """What both kinds of packages share: loads, saves and tables. One instance generates one operation under one tiling."""
+    """What both kinds of packages share: loads, saves and tables. One instance generates one operation under one
+    tiling."""
 
     def __init__(self, operation: Operation, tiles: _Tiles, where: Addresses, config: HardwareConfig) -> None:
         self.op, self.tiles, self.where, self.config = operation, tiles, where, config
@@ -93,7 +98,8 @@ class _Generator:
         self.skip = row_skip(operation)
 
     def input_window(self, ky: tuple[int, int], kx: tuple[int, int]) -> dict[str, IntArray]:
-        """The input rows and columns of each tile for a range of kernel rows and columns, and where output (0, 0) begins in them."""
+        """The input rows and columns of each tile for a range of kernel rows and columns, and where output (0, 0)
+        begins in them."""
         op, t = self.op, self.tiles
         _, height, width = op.in_size
         out: dict[str, IntArray] = {}
@@ -127,7 +133,9 @@ class _Generator:
             block_pitch=window["rows"] * window["pitch"],
         )
 
-    def load_linear(self, target: Target, address: npt.ArrayLike, size: npt.ArrayLike, local: npt.ArrayLike = 0) -> Instructions:
+    def load_linear(
+        self, target: Target, address: npt.ArrayLike, size: npt.ArrayLike, local: npt.ArrayLike = 0
+    ) -> Instructions:
         """Loads of ``size`` bytes in one row."""
         pixels = np.asarray(size) // self.word
         return encode_many(
@@ -152,12 +160,15 @@ class _Generator:
         t = self.tiles
         if self.op.operand_is_vector:
             size = (t.b_end - t.b) * self.word
-            return self.load_linear(Target.RESULT, self.where.operand + t.b * self.word, size, local=self.result_words())
+            return self.load_linear(
+                Target.RESULT, self.where.operand + t.b * self.word, size, local=self.result_words()
+            )
         return encode_many(Opcode.LOAD, t.count, target=Target.RESULT, **self._result_map(self.where.operand))
 
     def result_words(self) -> IntArray:
         t = self.tiles
-        return (t.b_end - t.b) * (t.y_end - t.y) * (t.x_end - t.x)
+        words: IntArray = (t.b_end - t.b) * (t.y_end - t.y) * (t.x_end - t.x)
+        return words
 
     def parameter_word(self) -> IntArray:
         """First parameter word of each tile: its output block, or for sums the word of its count."""
@@ -170,7 +181,8 @@ class _Generator:
         return np.array([self.op.count_of[_floor(rows, y), _floor(cols, x)] for y, x in pairs], np.int64)
 
     def constant_loads(self) -> list[Instructions]:
-        """LUT, parameters and the constants of an addition; the parameters' word for the addition follows those of the blocks."""
+        """LUT, parameters and the constants of an addition; the parameters' word for the addition follows those of the
+        blocks."""
         c, size = self.where.constants, self.config.parameter_word_bytes
         loads = []
         if self.op.lut is not None:
@@ -186,7 +198,9 @@ class _Generator:
             loads.append(self.load_linear(Target.PARAMETER, c.constants, size, local=behind))
         return loads
 
-    def compute(self, shape: Shape, window: dict[str, IntArray], ky: tuple[int, int], kx: tuple[int, int], **more: npt.ArrayLike) -> Instructions:
+    def compute(
+        self, shape: Shape, window: dict[str, IntArray], ky: tuple[int, int], kx: tuple[int, int], **more: npt.ArrayLike
+    ) -> Instructions:
         op, t = self.op, self.tiles
         stride = chip_stride(op)
         values: dict[str, npt.ArrayLike] = {
@@ -203,9 +217,12 @@ class _Generator:
                 values["mode"] = op.mode
             return encode_many(op.opcode, t.count, **values, **more)
         values |= {
-            "first": 1, "last": 1, "kernel_h": ky[1] - ky[0], "kernel_w": kx[1] - kx[0], "stride_y": stride[0], "stride_x": stride[1],
-            "dilation_y": op.dilation[0], "dilation_x": op.dilation[1], "pad_value": op.pad_value, "start_y": window["start_y"],
-            "start_x": window["start_x"], "in_rows": window["rows"], "in_cols": window["cols"], "zero_point": op.zero_point,
+            "first": 1, "last": 1, "kernel_h": ky[1] - ky[0], "kernel_w": kx[1] - kx[0], "stride_y": stride[0],
+            "stride_x": stride[1],
+            "dilation_y": op.dilation[0], "dilation_x": op.dilation[1], "pad_value": op.pad_value,
+            "start_y": window["start_y"],
+            "start_x": window["start_x"], "in_rows": window["rows"], "in_cols": window["cols"],
+            "zero_point": op.zero_point,
             "low": op.low, "high": op.high,
         }  # fmt: skip
         if op.opcode is Opcode.POOL:
@@ -213,23 +230,27 @@ class _Generator:
             if op.mode == PoolMode.MAX:
                 values["zero_point"] = 0
         if op.opcode is Opcode.CONV:
-            values |= {"shape": int(shape), "residual": int(op.operand is not None), "lut_after_add": int(op.lut_after_add)}
+            values |= {
+                "shape": int(shape),
+                "residual": int(op.operand is not None),
+                "lut_after_add": int(op.lut_after_add),
+            }
         return encode_many(op.opcode, t.count, **(values | more))
 
     def packages(self, steps: int, latency: IntArray) -> npt.NDArray[np.int32]:
         """The table of packages: each has ``steps`` steps; regions are in blocks of the storage and true rows."""
         op, t, w = self.op, self.tiles, self.where
         y, y_end = self._true_rows(t)
-        if op.flat and op.in_size[1:] == op.out_size[1:]:
+        if op.flat and not op.dense:
             in_y, in_end = y, y_end
-        elif op.flat:  # fully connected: everything
+        elif op.dense:  # everything
             in_y, in_end = np.zeros_like(y), np.full_like(y, 1 << 20)
         else:
             window = self.input_window((0, op.kernel[0]), (0, op.kernel[1]))
             reach = window["rows"] * op.stride[0] if self.skip else window["rows"]
             in_y, in_end = window["row"], window["row"] + reach
         in_b, in_b_end = (t.b, t.b_end) if op.depthwise else (t.extra["in_block"], t.extra["in_block_end"])
-        if op.flat and not op.depthwise and op.in_size[1:] != op.out_size[1:]:
+        if op.dense:
             in_b, in_b_end = np.zeros_like(y), np.full_like(y, 1 << 20)
         columns = {
             "first_step": np.arange(t.count) * steps,
@@ -275,7 +296,7 @@ class _Plain(_Generator):
             starts = np.concatenate([[0], np.cumsum(counts)])
             address, words = self.where.constants.weights + starts[t.b] * size, starts[t.b_end] - starts[t.b]
             constants.append(self.load_linear(Target.WEIGHT, address, words * size))
-        more: dict[str, npt.ArrayLike] = {"in_blocks": in_end - in_block} if op.opcode is Opcode.CONV else {}
+        more: dict[str, Any] = {"in_blocks": in_end - in_block} if op.opcode is Opcode.CONV else {}
         columns = [
             *constants,
             self.load_features(window, in_block, in_end - in_block),
@@ -291,7 +312,9 @@ class _Plain(_Generator):
             "operand_loads": np.full(t.count, int(op.operand is not None)),
             "computes": np.ones(t.count),
             "saves": np.ones(t.count),
-            "weight_key": self.parameter_word() if op.opcode is Opcode.POOL else t.channel * int(op.parameters is not None),
+            "weight_key": self.parameter_word()
+            if op.opcode is Opcode.POOL
+            else t.channel * int(op.parameters is not None),
             "feature_key": np.arange(t.count) if op.depthwise or len(op.segments) > 1 else t.place,
         }
         table = np.stack([steps[name] for name in STEP_COLUMNS], axis=1).astype(np.int32)
@@ -312,14 +335,17 @@ class _Plain(_Generator):
         shared_weights = bool(np.any(t.channel[1:] == t.channel[:-1]))
         for i in range(t.count):
             b = int(t.b_end[i] - t.b[i])
-            f, o, c, r, _ = tile_costs(g, m, int(t.y[i]), int(t.y_end[i] - t.y[i]), int(t.x[i]), int(t.x_end[i] - t.x[i]), b)
+            f, o, c, r, _ = tile_costs(
+                g, m, int(t.y[i]), int(t.y_end[i] - t.y[i]), int(t.x[i]), int(t.x_end[i] - t.x[i]), b
+            )
             w = b * self.op.words * self.config.weight_word_bytes // self.config.ddr.line_bytes
             result[i] = package_latency(c, r + o + (0 if shared_input else max(f, 0)) + (0 if shared_weights else w), m)
         return result
 
 
 class _Accumulating(_Generator):
-    """Packages of one output group whose products come in several pieces, each with its own loads and compute instruction."""
+    """Packages of one output group whose products come in several pieces, each with its own loads and compute
+    instruction."""
 
     def code(self, shape: Shape) -> Code:
         op, t = self.op, self.tiles
@@ -337,8 +363,10 @@ class _Accumulating(_Generator):
                 steps[name].append(np.full(t.count, values))
             steps["first_instruction"].append(np.full(t.count, position))
             steps["weight_key"].append(np.arange(t.count) * len(op.pieces) + number)
-            whole_input = op.flat and op.opcode is Opcode.CONV and len(op.pieces) > 1 and self._input_fits()
-            steps["feature_key"].append(np.zeros_like(t.b) if whole_input else np.arange(t.count) * len(op.pieces) + number)
+            whole_input = op.dense and self._input_fits()
+            steps["feature_key"].append(
+                np.zeros_like(t.b) if whole_input else np.arange(t.count) * len(op.pieces) + number
+            )
             for part in group.values():
                 columns += part
                 position += len(part)
@@ -356,10 +384,13 @@ class _Accumulating(_Generator):
     ) -> tuple[dict[str, list[Instructions]], int, int]:
         """Instructions of one piece by kind, the lines that it loads and the cycles that it computes."""
         op, t, config = self.op, self.tiles, self.config
-        dense = op.flat and op.opcode is Opcode.CONV
         window = self.input_window(piece.ky, piece.kx)
-        block, blocks = (t.b, np.ones_like(t.b)) if op.depthwise else (np.full_like(t.b, piece.blocks[0]), np.full_like(t.b, piece.blocks[1] - piece.blocks[0]))
-        whole = dense and self._input_fits()
+        block, blocks = (
+            (t.b, np.ones_like(t.b))
+            if op.depthwise
+            else (np.full_like(t.b, piece.blocks[0]), np.full_like(t.b, piece.blocks[1] - piece.blocks[0]))
+        )
+        whole = op.dense and self._input_fits()
         feature = 0
         loads = window
         if whole:
@@ -373,7 +404,7 @@ class _Accumulating(_Generator):
             group["weight_loads"].append(self.load_linear(Target.WEIGHT, address, words * size))
         group["feature_loads"] = [self.load_features(loads, block, blocks)]
         group["operand_loads"] = [self.load_operand()] if last and op.operand is not None else []
-        more: dict[str, npt.ArrayLike] = {"first": int(first), "last": int(last), "feature": feature}
+        more: dict[str, Any] = {"first": int(first), "last": int(last), "feature": feature}
         if op.opcode is Opcode.CONV:
             more |= {"in_blocks": blocks, "residual": int(last and op.operand is not None)}
         if not last:
@@ -395,7 +426,8 @@ def _floor(cuts: tuple[int, ...], value: int) -> int:
 def _span(
     low: IntArray, high: IntArray, stride: int, dilation: int, kernel: tuple[int, int], pad: int, size: int
 ) -> tuple[IntArray, IntArray, IntArray]:
-    """First input position inside the map, how many are loaded (at least one), and where kernel position 0 of output 0 begins."""
+    """First input position inside the map, how many are loaded (at least one), and where kernel position 0 of output 0
+    begins."""
     begin = low * stride - pad + kernel[0] * dilation
     end = (high - 1) * stride - pad + (kernel[1] - 1) * dilation + 1
     first = np.clip(begin, 0, size - 1)

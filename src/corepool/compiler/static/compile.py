@@ -54,7 +54,8 @@ class _Layer:
 def compile_graph(
     graph: Graph, config: HardwareConfig, progress: Progress | None = None, options: Options | None = None
 ) -> Compiled:
-    """Compile a layer graph for a machine. ``progress`` is told what is done and the share of the work behind it (0..1).
+    """Compile a layer graph for a machine. ``progress`` is told what is done and the share of the work behind it
+    (0..1).
 
     Raises ModelError for what does not fit the machine.
     """
@@ -87,9 +88,7 @@ def compile_graph(
     return Compiled(package, graph, config, report)
 
 
-def _addresses(
-    graph: Graph, operation: Operation, maps: dict[str, int], config: HardwareConfig
-) -> codegen.Addresses:
+def _addresses(graph: Graph, operation: Operation, maps: dict[str, int], config: HardwareConfig) -> codegen.Addresses:
     def block(tensor: str) -> int:
         return graph.storage(tensor)[1] // config.channels
 
@@ -106,10 +105,17 @@ def _addresses(
 
 
 def _package(
-    graph: Graph, layers: list[_Layer], weights: np.ndarray[Any, Any], maps: dict[str, int], end: int, config: HardwareConfig
+    graph: Graph,
+    layers: list[_Layer],
+    weights: np.ndarray[Any, Any],
+    maps: dict[str, int],
+    end: int,
+    config: HardwareConfig,
 ) -> ModelPackage:
     """Join the code of all layers into the tables of a package."""
-    layer_rows, tiling_rows, ifps, steps, code = [], [], [], [], []
+    layer_rows: list[tuple[int, ...]] = []
+    tiling_rows: list[tuple[int, int]] = []
+    ifps, steps, code = [], [], []
     ifp_count = step_count = code_count = 0
     consumers = _consumers(graph, layers)
     consumer_rows: list[tuple[int, int]] = []

@@ -15,7 +15,8 @@ Instructions = npt.NDArray[np.uint64]  # [n, 4]
 
 
 def encode_many(opcode: Opcode, count: int, **values: npt.ArrayLike) -> Instructions:
-    """``count`` instructions [count, 4]; a field's value is a number for all or an array [count]; fields not given are zero.
+    """``count`` instructions [count, 4]; a field's value is a number for all or an array [count]; fields not given are
+    zero.
 
     Raises InstructionError for an unknown field or a value out of range.
     """

@@ -1,6 +1,7 @@
 """The typed layer graph: what a network is once ONNX has been left behind, in whole numbers only.
 
-It must not know ONNX, tilings or instructions. Frontend and passes produce it, tiling, code generation and the reference executor read it.
+It must not know ONNX, tilings or instructions. Frontend and passes produce it, tiling, code generation and the
+reference executor read it.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ Padding = tuple[int, int, int, int]  # top, left, bottom, right
 class Fold:
     """How the host packs kernel columns of the network's image into channels before upload (stem folding).
 
-    Channel ``t * channels + c`` of packed column ``x`` is channel ``c`` of source column ``x * stride - left + t * dilation``,
-    or ``pad_value`` outside the source.
+    Channel ``t * channels + c`` of packed column ``x`` is channel ``c`` of source column ``x * stride - left + t *
+    dilation``, or ``pad_value`` outside the source.
     """
 
     channels: int
@@ -71,7 +72,8 @@ class Requant:
 
 @dataclass(frozen=True)
 class AddParams:
-    """Constants of ADD: clamp(((a * multiplier_a + b * multiplier_b + offset + half) >> shift) + zero_point, low, high)."""
+    """Constants of ADD: clamp(((a * multiplier_a + b * multiplier_b + offset + half) >> shift) + zero_point, low,
+    high)."""
 
     multiplier_a: int  # signed 17 bit at most: |m| <= 65535
     multiplier_b: int
@@ -111,7 +113,9 @@ class Layer:
     output: str
     origin: tuple[str, ...] = ()
     lut: Int8Array | None = None  # 256 entries, indexed by q + 128, applied to the layer's INT8 result
-    steps: tuple[str, ...] = ()  # names that fused results inside the layer would have as tensors, in order; only for reports
+    steps: tuple[
+        str, ...
+    ] = ()  # names that fused results inside the layer would have as tensors, in order; only for reports
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -123,7 +127,8 @@ class Conv(Layer):
     """Convolution of any group count; depthwise if groups == channels in == channels out.
 
     Fully connected layers are convolutions whose kernel is the whole input map.
-    Order of the result: requantise, then ``lut`` (if not ``lut_after_add``), then ``residual``, then ``lut`` (if ``lut_after_add``).
+    Order of the result: requantise, then ``lut`` (if not ``lut_after_add``), then ``residual``, then ``lut`` (if
+    ``lut_after_add``).
     """
 
     input: str
@@ -144,7 +149,8 @@ class Conv(Layer):
 
 @dataclass(frozen=True, kw_only=True)
 class Pool(Layer):
-    """Maximum or sum over a window. Sums are requantised per channel, with constants by how many pixels a window counts.
+    """Maximum or sum over a window. Sums are requantised per channel, with constants by how many pixels a window
+    counts.
 
     Identity, standalone LUTs, requantising copies and Pad are 1x1 max pools (their padding reads ``pad_value``).
     """
@@ -208,9 +214,10 @@ class Mul(Layer):
 class Port:
     """A graph input or output: how the host turns an ONNX tensor into a device tensor or back.
 
-    ``axes`` tells how the ONNX shape is a view of the map (channels, height, width): for each ONNX dimension the map axes
-    ('c', 'h', 'w') that it joins, in order; () for a dimension of 1. [1, C, H, W] is ((), ('c',), ('h',), ('w',)).
-    ``dtype`` is float32, int8 or uint8: what the ONNX graph has at this edge. float32 ports are (de)quantised by the host.
+    ``axes`` tells how the ONNX shape is a view of the map (channels, height, width): for each ONNX dimension the map
+    axes ('c', 'h', 'w') that it joins, in order; () for a dimension of 1. [1, C, H, W] is ((), ('c',), ('h',), ('w',)).
+    ``dtype`` is float32, int8 or uint8: what the ONNX graph has at this edge. float32 ports are (de)quantised by the
+    host.
     """
 
     name: str  # the ONNX name
@@ -231,7 +238,8 @@ class HostNode:
 
 @dataclass
 class Graph:
-    """Layers in execution order over named tensors. ``tail`` is an ONNX model (bytes) for the host, fed with the output ports."""
+    """Layers in execution order over named tensors. ``tail`` is an ONNX model (bytes) for the host, fed with the output
+    ports."""
 
     name: str
     tensors: dict[str, Tensor]
@@ -240,8 +248,12 @@ class Graph:
     outputs: list[Port]
     host_nodes: list[HostNode] = field(default_factory=list)
     tail: bytes = b""
-    tail_outputs: tuple[str, ...] = ()  # ONNX names of the outputs that the tail makes; other outputs are ports themselves
-    removed: dict[str, str] = field(default_factory=dict)  # ONNX node name -> what became of it (folded, fused, view ...)
+    tail_outputs: tuple[
+        str, ...
+    ] = ()  # ONNX names of the outputs that the tail makes; other outputs are ports themselves
+    removed: dict[str, str] = field(
+        default_factory=dict
+    )  # ONNX node name -> what became of it (folded, fused, view ...)
 
     def consumers(self, tensor: str) -> Iterator[Layer]:
         """Layers that read ``tensor`` by name."""
@@ -261,5 +273,6 @@ class Graph:
         if not isinstance(layer, Conv):
             return 0
         out = self.tensors[layer.output]
+
         _, per_group, kh, kw = layer.weight.shape
-        return out.channels * out.height * out.width * per_group * kh * kw
+        return int(out.channels * out.height * out.width * per_group * kh * kw)

@@ -1,6 +1,8 @@
-"""The latency table: predicts the cycles of linked streams with a pipeline model of the core, one pass over the instructions.
+"""The latency table: predicts the cycles of linked streams with a pipeline model of the core, one pass over the
+instructions.
 
-It must not know the simulator: the two are compared, so they must not share code. Memory is priced by lines on average, not burst by burst.
+It must not know the simulator: the two are compared, so they must not share code. Memory is priced by lines on average,
+not burst by burst.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import numpy.typing as npt
 from corepool.compiler.dynamic import link
 from corepool.compiler.model import ModelPackage
 from corepool.config import HardwareConfig
-from corepool.isa.table import Opcode, Target, field_of
+from corepool.isa.table import Opcode, field_of
 
 IntArray = npt.NDArray[np.int64]
 
@@ -51,7 +53,19 @@ def layer_times(package: ModelPackage, cores: int, config: HardwareConfig) -> li
 _NAMES = {
     Opcode.LOAD: ("target", "rows", "blocks", "pixels", "row_stride", "block_stride"),
     Opcode.SAVE: ("banks", "rows", "blocks", "pixels", "row_stride", "block_stride"),
-    Opcode.CONV: ("shape", "in_blocks", "out_blocks", "kernel_h", "kernel_w", "stride_y", "stride_x", "rows", "cols", "dilation_x", "last"),
+    Opcode.CONV: (
+        "shape",
+        "in_blocks",
+        "out_blocks",
+        "kernel_h",
+        "kernel_w",
+        "stride_y",
+        "stride_x",
+        "rows",
+        "cols",
+        "dilation_x",
+        "last",
+    ),
 }
 _PLACES = {name: i + 2 for opcode in _NAMES for i, name in enumerate(_NAMES[opcode])}
 
@@ -131,7 +145,9 @@ def _predict(fields: IntArray, bounds: IntArray, banks: IntArray, m: IntArray, e
     now = 0
     arrived = np.empty(cores, np.int64)
     saves_to = np.zeros(len(per_bank), np.int64)
-    foreign = np.zeros(len(per_bank), np.int64)  # cycles (x16) that writes from other banks take in each of a bank's slots, this layer
+    foreign = np.zeros(
+        len(per_bank), np.int64
+    )  # cycles (x16) that writes from other banks take in each of a bank's slots, this layer
     for layer in range(len(ends)):
         # What cores of other banks write into a bank's slots during this layer.
         foreign[:] = 0
@@ -155,7 +171,12 @@ def _core(fields: IntArray, i: int, now: int, foreign: int, scratch: IntArray, m
     """One core from ``now`` to its next SYNC or END: when it arrives, and the instruction behind."""
     slot16 = now * 16
     load_free, compute_free, save_free, acknowledged = now, now, now, now
-    l2c, c2l, c2s, s2c = np.empty(4096, np.int64), np.empty(4096, np.int64), np.empty(4096, np.int64), np.empty(4096, np.int64)
+    l2c, c2l, c2s, s2c = (
+        np.empty(4096, np.int64),
+        np.empty(4096, np.int64),
+        np.empty(4096, np.int64),
+        np.empty(4096, np.int64),
+    )
     l2c_n, c2l_n, c2s_n, s2c_n = 0, 0, 0, 0
     l2c_t, c2l_t, c2s_t, s2c_t = 0, 0, 0, 0
     work, written, last_lines = 0, 0, 0

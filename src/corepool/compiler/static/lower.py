@@ -1,4 +1,5 @@
-"""Lowering: each layer of the graph becomes an operation of the machine, with its geometry in channel blocks and its constants as bytes.
+"""Lowering: each layer of the graph becomes an operation of the machine, with its geometry in channel blocks and its
+constants as bytes.
 
 It must not know tilings, addresses or cores. Tiling and code generation read operations only.
 """
@@ -29,7 +30,8 @@ class Segment:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a convolution's or a sum's products: kernel rows, kernel columns and input blocks (half-open ranges)."""
+    """A part of a convolution's or a sum's products: kernel rows, kernel columns and input blocks (half-open
+    ranges)."""
 
     ky: tuple[int, int]
     kx: tuple[int, int]
@@ -40,8 +42,8 @@ class Piece:
 class Operation:
     """One layer as the machine sees it: heights and widths in pixels, channels in blocks.
 
-    ``flat`` maps have their rows joined (height 1). ``words`` are the weight words of one output block; ``weights`` has shape
-    [output blocks, words, word bytes], ``parameters`` [words, parameter word bytes].
+    ``flat`` maps have their rows joined (height 1). ``words`` are the weight words of one output block; ``weights`` has
+    shape [output blocks, words, word bytes], ``parameters`` [words, parameter word bytes].
     """
 
     name: str
@@ -64,18 +66,23 @@ class Operation:
     low: int = -128
     high: int = 127
     flat: bool = False
+    dense: bool = False  # fully connected: the input is one row of words, the kernel as wide as it
     lut_after_add: bool = False
     segments: tuple[Segment, ...] = ()
     pieces: tuple[Piece, ...] = ()  # more than one: products are accumulated over several instructions
     words: int = 0
-    block_words: npt.NDArray[np.int64] | None = None  # words of each output block where they differ; ``words`` is the most
+    block_words: npt.NDArray[np.int64] | None = (
+        None  # words of each output block where they differ; ``words`` is the most
+    )
     weights: Bytes | None = None
     parameters: Bytes | None = None
     constants: Bytes | None = None  # the parameter word of an addition or product
     lut: Bytes | None = None
     row_cuts: tuple[int, ...] = ()  # tiles must not cross these output rows and columns (average pooling borders)
     col_cuts: tuple[int, ...] = ()
-    count_of: dict[tuple[int, int], int] = field(default_factory=dict)  # (row, column) of a cut's begin -> parameter word
+    count_of: dict[tuple[int, int], int] = field(
+        default_factory=dict
+    )  # (row, column) of a cut's begin -> parameter word
 
     @property
     def depthwise(self) -> bool:
@@ -88,7 +95,8 @@ class Operation:
 
 
 def normalise(graph: Graph, config: HardwareConfig) -> Graph:
-    """Split what one instruction cannot do: a residual behind a depthwise or grouped convolution becomes an Add of its own."""
+    """Split what one instruction cannot do: a residual behind a depthwise or grouped convolution becomes an Add of its
+    own."""
     tensors = dict(graph.tensors)
     layers: list[Layer] = []
     for layer in graph.layers:
@@ -115,7 +123,8 @@ def normalise(graph: Graph, config: HardwareConfig) -> Graph:
 
 
 def lower(graph: Graph, config: HardwareConfig, flatten: bool = True) -> list[Operation]:
-    """All operations of a normalised graph, in order. ``flatten`` joins the rows of maps on which pixels are independent.
+    """All operations of a normalised graph, in order. ``flatten`` joins the rows of maps on which pixels are
+    independent.
 
     Raises ModelError for what no instruction field can hold.
     """
@@ -173,7 +182,11 @@ def _lower_conv(graph: Graph, layer: Conv, config: HardwareConfig, flatten: bool
     operation.stride, operation.dilation = layer.stride, layer.dilation
     operation.padding = (layer.padding[0], layer.padding[1])
     operation.pad_value = layer.pad_value
-    operation.zero_point, operation.low, operation.high = layer.requant.zero_point, layer.requant.low, layer.requant.high
+    operation.zero_point, operation.low, operation.high = (
+        layer.requant.zero_point,
+        layer.requant.low,
+        layer.requant.high,
+    )
     operation.parameters = pack_parameters(layer.requant, operation.out_size[0], config)
     operation.lut_after_add = layer.lut_after_add
     if layer.residual is not None:
@@ -207,7 +220,7 @@ def _as_dense(operation: Operation, layer: Conv, config: HardwareConfig) -> Oper
     blocks, height, width = operation.in_size
     length = blocks * height * width
     operation.in_size, operation.kernel, operation.stride = (1, 1, length), (1, length), (1, 1)
-    operation.flat = True
+    operation.flat = operation.dense = True
     packed = _pack_dense(layer.weight, (Piece((0, height), (0, width), (0, blocks)),), config, block_first=True)
     step = min(config.weight_words // 2, 4088) // (2 * config.pixels) * (2 * config.pixels)
     operation.pieces = tuple(Piece((0, 1), (a, min(a + step, length)), (0, 1)) for a in range(0, length, step))
@@ -238,7 +251,8 @@ def _segments(layer: Conv, operation: Operation, config: HardwareConfig) -> Iter
 
 
 def _split(operation: Operation, config: HardwareConfig) -> Iterator[Piece]:
-    """One piece if the weights of an output block and the input of a few pixels fit half their memories, otherwise as many as it takes."""
+    """One piece if the weights of an output block and the input of a few pixels fit half their memories, otherwise as
+    many as it takes."""
     (kh, kw), blocks = operation.kernel, operation.in_size[0]
     weight_cap, line_cap = config.weight_words // 2, config.feature_lines // 2
     span = (config.pixels - 1) * operation.stride[1] + (kw - 1) * operation.dilation[1] + 1
@@ -271,7 +285,8 @@ def _pad_channels(weight: npt.NDArray[np.int8], out: int, inp: int) -> npt.NDArr
 def _pack_dense(
     weight: npt.NDArray[np.int8], pieces: tuple[Piece, ...], config: HardwareConfig, block_first: bool = False
 ) -> Bytes:
-    """[output blocks, words, C * C]: for each piece kernel row, kernel column, input block (block first: the block outermost)."""
+    """[output blocks, words, C * C]: for each piece kernel row, kernel column, input block (block first: the block
+    outermost)."""
     c = config.channels
     out_blocks, in_blocks = _blocks(weight.shape[0], config), _blocks(weight.shape[1], config)
     kh, kw = weight.shape[2:]
@@ -291,7 +306,8 @@ def _pack_dense(
 def _pack_grouped(
     layer: Conv, segments: tuple[Segment, ...], config: HardwareConfig
 ) -> tuple[Bytes, npt.NDArray[np.int64]]:
-    """As _pack_dense for one piece, each output block over the input blocks of its segment; and the words of each block."""
+    """As _pack_dense for one piece, each output block over the input blocks of its segment; and the words of each
+    block."""
     c, (co, per_in, kh, kw) = config.channels, layer.weight.shape
     per_out = co // layer.groups
     parts, counts = [], []

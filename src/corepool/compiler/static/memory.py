@@ -48,7 +48,9 @@ def place_constants(operations: list[Operation]) -> tuple[npt.NDArray[np.uint8],
     return block, places
 
 
-def place_maps(graph: Graph, operations: list[Operation], begin: int, config: HardwareConfig) -> tuple[dict[str, int], int]:
+def place_maps(
+    graph: Graph, operations: list[Operation], begin: int, config: HardwareConfig
+) -> tuple[dict[str, int], int]:
     """Window offset of every tensor (slices included), and the end of the last map.
 
     Maps whose lifetimes overlap never share bytes; a layer's output never shares with its inputs.
@@ -73,7 +75,11 @@ def place_maps(graph: Graph, operations: list[Operation], begin: int, config: Ha
     roots: dict[str, int] = {}
     for name in sorted(life, key=lambda n: (-sizes[n], life[n][0], n)):
         position = begin
-        others = sorted((roots[o], roots[o] + sizes[o]) for o in roots if life[o][0] <= life[name][1] and life[name][0] <= life[o][1])
+        others = sorted(
+            (roots[o], roots[o] + sizes[o])
+            for o in roots
+            if life[o][0] <= life[name][1] and life[name][0] <= life[o][1]
+        )
         for low, high in others:
             if position + sizes[name] <= low:
                 break

@@ -1,6 +1,8 @@
-"""The search for tilings: prices every grid of a layer for every number of cores with a pipeline model, in compiled code.
+"""The search for tilings: prices every grid of a layer for every number of cores with a pipeline model, in compiled
+code.
 
-It must not know instructions. Sizes come as plain integer arrays, so that thousands of grids are priced in milliseconds.
+It must not know instructions. Sizes come as plain integer arrays, so that thousands of grids are priced in
+milliseconds.
 """
 
 from __future__ import annotations
@@ -15,14 +17,42 @@ IntArray = npt.NDArray[np.int64]
 
 # Places in the geometry array of a layer.
 GEOMETRY = (
-    "in_blocks", "in_h", "in_w", "out_blocks", "out_h", "out_w", "kernel_h", "kernel_w", "stride_y", "stride_x", "dilation_y", "dilation_x",
-    "pad_top", "pad_left", "unit_h", "unit_w", "steps", "words", "has_parameters", "has_operand", "depthwise", "elementwise", "row_skip", "segments",
+    "in_blocks", "in_h", "in_w", "out_blocks", "out_h", "out_w", "kernel_h", "kernel_w", "stride_y", "stride_x",
+    "dilation_y", "dilation_x",
+    "pad_top", "pad_left", "unit_h", "unit_w", "steps", "words", "has_parameters", "has_operand", "depthwise",
+    "elementwise", "row_skip", "segments",
 )  # fmt: skip
-(IB, IH, IW, OB, OH, OW, KH, KW, SY, SX, DY, DX, PT, PL, UH, UW, STEPS, WORDS, PARAMS, OPERAND, DEPTH, ELEMENT, SKIP, SEGMENTS) = range(24)
+(
+    IB,
+    IH,
+    IW,
+    OB,
+    OH,
+    OW,
+    KH,
+    KW,
+    SY,
+    SX,
+    DY,
+    DX,
+    PT,
+    PL,
+    UH,
+    UW,
+    STEPS,
+    WORDS,
+    PARAMS,
+    OPERAND,
+    DEPTH,
+    ELEMENT,
+    SKIP,
+    SEGMENTS,
+) = range(24)
 
 # Places in the machine array.
 MACHINE = (
-    "pixels", "word_bytes", "feature_lines", "weight_words", "parameter_words", "result_words", "line_bytes", "line_cycles_x16", "read_latency",
+    "pixels", "word_bytes", "feature_lines", "weight_words", "parameter_words", "result_words", "line_bytes",
+    "line_cycles_x16", "read_latency",
     "latency", "feature_banks", "weight_word_bytes", "sync", "cores_per_bank",
 )  # fmt: skip
 (P, WB, FL, WW, PW, RW, LINE, LC16, RL, LAT, FB, WWB, SYNC, CPB) = range(14)
@@ -43,10 +73,9 @@ def _input_span(first: int, count: int, stride: int, dilation: int, kernel: int,
 
 
 @numba.njit(cache=True, nogil=True)
-def tile_costs(
-    g: IntArray, m: IntArray, y: int, h: int, x: int, w: int, b: int
-) -> tuple[int, int, int, int, int]:
-    """Feature lines, operand lines, compute cycles, result lines and result words of one tile; feature lines of -1 if it does not fit."""
+def tile_costs(g: IntArray, m: IntArray, y: int, h: int, x: int, w: int, b: int) -> tuple[int, int, int, int, int]:
+    """Feature lines, operand lines, compute cycles, result lines and result words of one tile; feature lines of -1 if
+    it does not fit."""
     rows = h if g[SKIP] else _input_span(y, h, g[SY], g[DY], g[KH], g[PT], g[IH])
     cols = _input_span(x, w, g[SX], g[DX], g[KW], g[PL], g[IW])
     in_blocks = b if g[DEPTH] else g[IB]
@@ -84,7 +113,8 @@ def package_latency(compute: int, lines: int, m: IntArray) -> int:
 
 @numba.njit(cache=True, nogil=True)
 def price(g: IntArray, m: IntArray, gh: int, gw: int, gb: int, weights_outer: bool, out: IntArray) -> int:
-    """Predicted cycles of the layer on 1 .. len(out) cores under a grid of gh x gw x gb tiles, into ``out``; returns the number of tiles.
+    """Predicted cycles of the layer on 1 .. len(out) cores under a grid of gh x gw x gb tiles, into ``out``; returns
+    the number of tiles.
 
     -1 if a tile does not fit the machine's memories.
     """
@@ -116,7 +146,12 @@ def price(g: IntArray, m: IntArray, gh: int, gw: int, gb: int, weights_outer: bo
                 features[index], operands[index], compute[index], results[index], pushed[index] = f, o, c, r, p
                 weights[index] = b * g[WORDS] * m[WWB] // m[LINE] + (b + 1 if g[PARAMS] else 0)
                 spatial[index], channel[index] = place, ib
-                own = r + o + (f if weights_outer or gb == 1 or g[DEPTH] else 0) + (weights[index] if not weights_outer else 0)
+                own = (
+                    r
+                    + o
+                    + (f if weights_outer or gb == 1 or g[DEPTH] else 0)
+                    + (weights[index] if not weights_outer else 0)
+                )
                 latency[index] = package_latency(c, own, m)
     bounds = np.empty(len(out) + 1, np.int64)
     for n in range(1, len(out) + 1):
@@ -127,7 +162,21 @@ def price(g: IntArray, m: IntArray, gh: int, gw: int, gb: int, weights_outer: bo
         for core in range(n):
             worst = max(
                 worst,
-                _run(g, m, bounds[core], bounds[core + 1], copies16, features, operands, compute, results, pushed, weights, spatial, channel),
+                _run(
+                    g,
+                    m,
+                    bounds[core],
+                    bounds[core + 1],
+                    copies16,
+                    features,
+                    operands,
+                    compute,
+                    results,
+                    pushed,
+                    weights,
+                    spatial,
+                    channel,
+                ),
             )
         out[n - 1] = worst + m[SYNC]
     return count
@@ -135,7 +184,8 @@ def price(g: IntArray, m: IntArray, gh: int, gw: int, gb: int, weights_outer: bo
 
 @numba.njit(cache=True, nogil=True)
 def _run(
-    g: IntArray, m: IntArray, begin: int, end: int, copies16: int, features: IntArray, operands: IntArray, compute: IntArray,
+    g: IntArray, m: IntArray, begin: int, end: int, copies16: int, features: IntArray, operands: IntArray,
+    compute: IntArray,
     results: IntArray, pushed: IntArray, weights: IntArray, spatial: IntArray, channel: IntArray,
 ) -> int:  # fmt: skip
     """Cycles of one core for its run of packages: load, compute and save overlap with two buffers each."""
@@ -166,7 +216,8 @@ def _run(
 def search(
     g: IntArray, m: IntArray, heights: IntArray, widths: IntArray, blocks: IntArray, limit: int, cores: int
 ) -> tuple[IntArray, IntArray]:
-    """Grids [k, 4] (height, width, channel parts, weights outer) that fit and have at most ``limit`` tiles, and their prices [k, cores]."""
+    """Grids [k, 4] (height, width, channel parts, weights outer) that fit and have at most ``limit`` tiles, and their
+    prices [k, cores]."""
     most = len(heights) * len(widths) * len(blocks) * 2
     grids, prices = np.empty((most, 4), np.int64), np.empty((most, cores), np.int64)
     count = 0

@@ -36,7 +36,8 @@ class Options:
 class Tiling:
     """Cuts of the output map (rows, columns, blocks; first is 0, last the size) and the order of tiles.
 
-    ``weights_outer``: all tiles of one block range follow each other (their weights stay), else all of one place (its input stays).
+    ``weights_outer``: all tiles of one block range follow each other (their weights stay), else all of one place (its
+    input stays).
     """
 
     rows: tuple[int, ...]
@@ -95,13 +96,20 @@ def _taps(operation: Operation) -> int:
 
 
 def array_steps(operation: Operation, config: HardwareConfig, shape: Shape) -> int:
-    """Cycles in which the array multiplies for this operation on one core in one piece, without drain, fill or memory effects."""
+    """Cycles in which the array multiplies for this operation on one core in one piece, without drain, fill or memory
+    effects."""
     if operation.opcode is not Opcode.CONV:
         return 0
     rows, cols = shape_size(shape, config.pixels)
     groups = -(-operation.out_size[1] // rows) * -(-operation.out_size[2] // cols)
     blocks = sum((s.out[1] - s.out[0]) * (s.inp[1] - s.inp[0]) for s in operation.segments)
-    return groups * blocks * operation.kernel[0] * operation.kernel[1] * conflict(shape, config.pixels, chip_stride(operation))
+    return (
+        groups
+        * blocks
+        * operation.kernel[0]
+        * operation.kernel[1]
+        * conflict(shape, config.pixels, chip_stride(operation))
+    )
 
 
 def _balanced(size: int, unit: int, parts: int) -> tuple[int, ...]:
@@ -156,7 +164,8 @@ def row_skip(operation: Operation) -> bool:
 
 
 def chip_stride(operation: Operation) -> tuple[int, int]:
-    """Rows and columns between the inputs of neighbouring outputs in the feature memory, once loads have left rows out."""
+    """Rows and columns between the inputs of neighbouring outputs in the feature memory, once loads have left rows
+    out."""
     return (1 if row_skip(operation) else operation.stride[0]), operation.stride[1]
 
 
@@ -182,7 +191,9 @@ def machine(config: HardwareConfig) -> npt.NDArray[np.int64]:
     return np.array([values[name] for name in search.MACHINE], np.int64)
 
 
-def tilings(operation: Operation, config: HardwareConfig, shape: Shape, cores: int = MAX_CORES) -> tuple[list[Tiling], list[int]]:
+def tilings(
+    operation: Operation, config: HardwareConfig, shape: Shape, cores: int = MAX_CORES
+) -> tuple[list[Tiling], list[int]]:
     """The tilings of an operation that the package keeps, and for 1 .. cores cores the number of the one to use."""
     if operation.accumulates:
         return [_accumulating(operation, config)], [0] * cores
@@ -194,8 +205,9 @@ def tilings(operation: Operation, config: HardwareConfig, shape: Shape, cores: i
     limit = max(MAX_TILES, blocks if grouped else 0)
     grids, prices = _search(operation, config, shape, heights, widths, block_counts, limit, cores)
     if not len(grids):  # very large maps: any number of tiles that fits
-        every = [_all_counts(-(-height // unit_h)), _all_counts(-(-width // unit_w)), block_counts[-1:] if grouped else _all_counts(blocks)]
-        grids, prices = _search(operation, config, shape, *every, 1 << 16, cores)
+        heights, widths = _all_counts(-(-height // unit_h)), _all_counts(-(-width // unit_w))
+        block_counts = block_counts[-1:] if grouped else _all_counts(blocks)
+        grids, prices = _search(operation, config, shape, heights, widths, block_counts, 1 << 16, cores)
     if not len(grids):
         raise ModelError(f"layer {operation.name}: no tile of it fits the memories of a core")
     kept, choice = _keep(prices + TILE_COST * grids[:, :3].prod(axis=1, keepdims=True))
@@ -208,14 +220,24 @@ def _all_counts(units: int) -> list[int]:
 
 
 def _search(
-    operation: Operation, config: HardwareConfig, shape: Shape, heights: list[int], widths: list[int], blocks: list[int], limit: int, cores: int
+    operation: Operation, config: HardwareConfig, shape: Shape, heights: list[int], widths: list[int],
+    blocks: list[int], limit: int, cores: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:  # fmt: skip
-    arrays = (np.array(values, np.int64) for values in (heights, widths, blocks))
-    return search.search(geometry(operation, config, shape), machine(config), *arrays, limit, cores)
+    grids, prices = search.search(
+        geometry(operation, config, shape),
+        machine(config),
+        np.array(heights, np.int64),
+        np.array(widths, np.int64),
+        np.array(blocks, np.int64),
+        limit,
+        cores,
+    )
+    return grids, prices
 
 
 def _keep(prices: npt.NDArray[np.int64]) -> tuple[list[int], list[int]]:
-    """A few rows of ``prices`` [k, cores] that are nearly as good as all of them, and the best of these for each number of cores."""
+    """A few rows of ``prices`` [k, cores] that are nearly as good as all of them, and the best of these for each number
+    of cores."""
     best = prices.min(axis=0)
     kept: list[int] = []
     current = np.full(prices.shape[1], np.iinfo(np.int64).max // 2)
@@ -228,7 +250,9 @@ def _keep(prices: npt.NDArray[np.int64]) -> tuple[list[int], list[int]]:
     return kept, [int(c) for c in choice]
 
 
-def _tiling(operation: Operation, grid: npt.NDArray[np.int64], unit: tuple[int, int], segment_cuts: tuple[int, ...]) -> Tiling:
+def _tiling(
+    operation: Operation, grid: npt.NDArray[np.int64], unit: tuple[int, int], segment_cuts: tuple[int, ...]
+) -> Tiling:
     gh, gw, gb, outer = (int(v) for v in grid)
     blocks, height, width = operation.out_size
     rows = set(_balanced(height, unit[0], gh)) | set(operation.row_cuts)
