@@ -61,7 +61,7 @@ class CoreSignature(wiring.Signature):
 
     **Writing.** ``write_room`` has a bit per bank: the core has a free buffer there; it is looked at in the cycle b in
     which a burst would begin. ``write_begin`` (combinational from ``write_room``) in cycle b, with ``write_burst`` and
-    ``write_banks``, which stay until the last word; ``write_room`` must count this burst from b + 1 on. A begin outside
+    ``write_banks``, to be taken in that cycle; ``write_room`` must count this burst from b + 1 on. A begin outside
     the window, or into a bank without a core of the lease, is a fault that the pool raises. A bank that the lease does
     not have, or that does not exist, must look as if it had room. ``write_word`` carries its words in cycles
     b + 1 .. b + words without a gap, ``first`` and ``last`` marking the ends; the request is made in cycle b + words.

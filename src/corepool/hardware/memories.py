@@ -1,0 +1,175 @@
+"""The on-chip memories of a core as columns of C-byte words, each a simple dual-port RAM.
+
+It must not know who writes or reads, or what the bytes mean. Sizes follow from the configuration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value
+from amaranth.lib import data, memory, wiring
+from amaranth.lib.wiring import In, Out
+
+from corepool.config import HardwareConfig
+from corepool.errors import ConfigError
+from corepool.isa.table import Target
+
+
+def bits_for(count: int) -> int:
+    """Bits of a number 0..count-1, at least one."""
+    return max((count - 1).bit_length(), 1)
+
+
+def pieces_per_cycle(config: HardwareConfig) -> int:
+    """Words that a core must take from its DDR lines in one cycle on average: a power of two."""
+    words = config.ddr.line_bytes // config.word_bytes
+    return 1 << max(-(-words // config.cores_per_bank) - 1, 0).bit_length()
+
+
+@dataclass(frozen=True)
+class Columns:
+    """How a memory is cut: ``count`` columns of ``depth`` words of C bytes."""
+
+    count: int
+    depth: int
+
+
+def columns(config: HardwareConfig) -> dict[Target, Columns]:
+    """The columns of every memory. Raises ConfigError for tables that do not fill a power of two."""
+    table_words = config.lut_slots * 256 // config.channels
+    if table_words & (table_words - 1):
+        raise ConfigError(f"configuration {config.name!r}: lut_slots must be a power of two, not {config.lut_slots}")
+    pieces = pieces_per_cycle(config)
+    results = min(2 * pieces, config.result_words // 2)  # twice what loads bring, since results are written meanwhile
+    tables = min(pieces, table_words // 2)
+    return {
+        Target.FEATURE: Columns(config.feature_banks, config.feature_lines),
+        Target.WEIGHT: Columns(config.channels, config.weight_words),
+        Target.PARAMETER: Columns(8, config.parameter_words),
+        Target.RESULT: Columns(results, config.result_words // results),
+        Target.LUT: Columns(tables, table_words // tables),
+    }
+
+
+def column_count(config: HardwareConfig) -> int:
+    """Columns of the widest memory."""
+    return max(cut.count for cut in columns(config).values())
+
+
+def deepest(config: HardwareConfig) -> int:
+    """Words of the deepest column."""
+    return max(cut.depth for cut in columns(config).values())
+
+
+def write_layout(config: HardwareConfig) -> data.StructLayout:
+    """A word for one column of one memory."""
+    return data.StructLayout(
+        {"valid": 1, "target": 3, "address": bits_for(deepest(config)), "data": 8 * config.word_bytes}
+    )
+
+
+class Memories(wiring.Component):
+    """All memories of a core. Addresses wrap at their widths.
+
+    ``loads``: a write per column, of any target. ``clear`` with ``clear_address`` zeroes that word of every column.
+    ``result_write``: the compute unit's word; a load into the same column of the results must not come with it.
+    Reading, data follow the address by ``READ_DELAY`` cycles: ``feature_lines`` [2P], ``weight_address``,
+    ``parameter_address``, ``operand_address``; by one cycle: ``save_address``; at once: ``table_index`` [C].
+    """
+
+    READ_DELAY = 2
+
+    def __init__(self, config: HardwareConfig) -> None:
+        self.config, self.cuts = config, columns(config)
+        word, channels = 8 * config.word_bytes, config.channels
+        members = {
+            "loads": In(write_layout(config)).array(column_count(config)),
+            "clear": In(1),
+            "clear_address": In(bits_for(deepest(config))),
+            "result_write": In(1),
+            "result_address": In(bits_for(config.result_words)),
+            "result_data": In(word),
+            "feature_lines": In(bits_for(config.feature_lines)).array(config.feature_banks),
+            "features": Out(word).array(config.feature_banks),
+            "weight_address": In(bits_for(config.weight_words)),
+            "weights": Out(word * channels),
+            "parameter_address": In(bits_for(config.parameter_words)),
+            "parameters": Out(word * 8),
+            "operand_address": In(bits_for(config.result_words)),
+            "operand": Out(word),
+            "save_address": In(bits_for(config.result_words)),
+            "save_data": Out(word),
+            "table_index": In(8).array(channels),
+            "table_slot": In(bits_for(config.lut_slots)),
+            "table_data": Out(8).array(channels),
+        }
+        super().__init__(members)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        feature, weight, parameter = Target.FEATURE, Target.WEIGHT, Target.PARAMETER
+        for bank, lines in enumerate(self.feature_lines):
+            m.d.sync += self.features[bank].eq(self._column(m, feature, bank, lines))
+        rows = [self._column(m, weight, at, self.weight_address) for at in range(self.cuts[weight].count)]
+        m.d.sync += self.weights.eq(Cat(*rows))
+        words = [self._column(m, parameter, at, self.parameter_address) for at in range(self.cuts[parameter].count)]
+        m.d.sync += self.parameters.eq(Cat(*words))
+        m.d.sync += self.operand.eq(self._results(m, "operand", self.operand_address))
+        m.d.comb += self.save_data.eq(self._results(m, "save", self.save_address))
+        for channel in range(self.config.channels):
+            self._table(m, channel)
+        return m
+
+    def _results(self, m: Module, name: str, address: Value) -> Value:
+        """A copy of the result memory with a read port of its own; data one cycle after the address."""
+        count = self.cuts[Target.RESULT].count
+        low = bits_for(count)
+        chosen = Signal(low, name=f"{name}_column")
+        m.d.sync += chosen.eq(address[:low])
+        words = [self._column(m, Target.RESULT, at, address[low:], name) for at in range(count)]
+        return Array(words)[chosen]
+
+    def _column(self, m: Module, target: Target, number: int, address: Value, copy: str = "") -> Value:
+        """One RAM with its write port; returns the data of a read port that is one cycle behind ``address``."""
+        storage = memory.Memory(shape=8 * self.config.word_bytes, depth=self.cuts[target].depth, init=[])
+        m.submodules[f"{target.name.lower()}{copy and '_' + copy}_{number}"] = storage
+        read = storage.read_port()
+        m.d.comb += read.addr.eq(address)
+        self._write(m, target, number, storage.write_port())
+        return read.data
+
+    def _write(self, m: Module, target: Target, number: int, write: memory.WritePort) -> None:
+        load = self.loads[number]
+        loading = load.valid & (load.target == int(target))
+        m.d.comb += [
+            write.en.eq(loading | self.clear),
+            write.addr.eq(Mux(self.clear, self.clear_address, load.address)),
+            write.data.eq(Mux(self.clear, 0, load.data)),
+        ]
+        if target is Target.RESULT:
+            low = bits_for(self.cuts[target].count)
+            with m.If(self.result_write & (self.result_address[:low] == number)):
+                m.d.comb += [
+                    write.en.eq(1),
+                    write.addr.eq(self.result_address[low:]),
+                    write.data.eq(self.result_data),
+                ]
+
+    def _table(self, m: Module, channel: int) -> None:
+        """A copy of the tables for one channel: a row of C entries is read, and one of them chosen."""
+        cut = self.cuts[Target.LUT]
+        inner = bits_for(self.config.channels)
+        index = Cat(self.table_index[channel] ^ 0x80, self.table_slot)
+        row = index[inner:]
+        low = bits_for(cut.count) if cut.count > 1 else 0
+        rows = []
+        for number in range(cut.count):
+            storage = memory.Memory(shape=8 * self.config.word_bytes, depth=cut.depth, init=[])
+            m.submodules[f"table_{channel}_{number}"] = storage
+            read = storage.read_port(domain="comb")
+            m.d.comb += read.addr.eq(row[low:])
+            self._write(m, Target.LUT, number, storage.write_port())
+            rows.append(read.data)
+        chosen = Array(rows)[row[:low]] if low else rows[0]
+        m.d.comb += self.table_data[channel].eq(chosen.word_select(index[:inner], 8))
