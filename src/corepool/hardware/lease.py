@@ -21,7 +21,7 @@ STOP_BITS = 16
 class Watchdog(wiring.Component):
     """Barks when nothing was completed for ``limit`` cycles.
 
-    progress: something was, a cycle ago. restart: the lease's first cycle is the next one. pause: it waits for a release.
+    progress: something was, a cycle ago. restart: the next cycle is the first. pause: a release is to come.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Watchdog(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         count, soon, now, paused = Signal(32), Signal(), Signal(), Signal()
-        # The first cycle of a run, or behind a release, counts as progress, and is noted a cycle later like all progress.
+        # The first cycle of a run, or behind a release, counts as progress; like all progress it is seen a cycle later.
         m.d.sync += [paused.eq(self.pause), soon.eq(self.restart), now.eq(soon | (paused & ~self.pause))]
         m.d.comb += self.bark.eq(self.enable & ~self.pause & ~self.progress & ~now & (count >= self.limit))
         with m.If(self.restart | self.pause):
@@ -52,8 +52,8 @@ class Lease(wiring.Component):
     watchdog. set_stop, stop_after, stop_enable: written by the host; stopping, syncs_left: what it reads back.
     arrived, ended: levels of SYNC and END. completed: pulses. faulty: levels, with codes.
     begin: pulse in the cycle before the first. over: the run's end is seen, one cycle after it. live: from begin to
-    over. release: see Barrier. active: WAITING to DRAINING. state, code, fault_core, syncs, begin_cycle, end_cycle: of the
-    latest run. finished: pulse.
+    over. release: see Barrier. active: WAITING to DRAINING. state, code, fault_core, syncs, begin_cycle, end_cycle: of
+    the latest run. finished: pulse.
     """
 
     def __init__(self, config: HardwareConfig) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from amaranth.hdl import Array, Cat, Module, Signal
+from amaranth.hdl import Array, Cat, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -40,7 +40,7 @@ def check_pool_config(config: HardwareConfig) -> HardwareConfig:
 
 
 class Clockwork(wiring.Component):
-    """Counts cycles since reset. slot, active: who is served in this cycle; early: a slot period begins in two cycles."""
+    """Counts cycles. slot, active: who is served in this cycle; early: a slot period begins in two cycles."""
 
     def __init__(self, config: HardwareConfig) -> None:
         self.config = config
@@ -192,12 +192,12 @@ class Pool(wiring.Component):
         )
         kept = Signal(count)
         m.d.comb += [
-            kept.eq(raised & ~registers.set_pool_interrupt[0].replicate(count) | (raised & ~registers.data)),
+            kept.eq(Mux(registers.set_pool_interrupt[0], raised & ~registers.data, raised)),
             self.interrupt.eq((raised & enabled).any()),
         ]
         m.d.sync += [
             raised.eq(kept | Cat(lease.finished for lease in self._leases)),
-            errors.eq(errors & ~(registers.set_pool_errors[0].replicate(3) & registers.data) | happened),
+            errors.eq(Mux(registers.set_pool_errors[0], errors & ~registers.data, errors) | happened),
         ]
         with m.If(registers.set_pool_interrupt_enable[0]):
             m.d.sync += enabled.eq(registers.data)

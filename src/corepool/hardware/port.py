@@ -1,6 +1,6 @@
 """The gate between a core and everything outside of it: fetching, window checks, writes, control, counters.
 
-It must not trust the core: addresses are checked here before they become requests, and what stops a lease stops it here.
+It must not trust the core: addresses are checked before they become requests, and what stops a lease stops it here.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def record_layout() -> data.StructLayout:
 class CorePort(wiring.Component):
     """Stands beside one core.
 
-    core: the core. run: its lease. page, last, stream_offset, stream_count: the host's settings. held, lanes: see Owners.
-    clear: pulse. slot: its slot in its own bank; line: the bank's data. writers: its way into every bank.
+    core: the core. run: its lease. page, last, stream_offset, stream_count: the host's settings. held, lanes: see
+    Owners. clear: pulse. slot: its slot in its own bank; line: the bank's data. writers: its way into every bank.
     fault: of this core, a cycle after the event. record: kept when the run is over. completed: an instruction was, a
     cycle ago. quiet: nothing is under way. Counters run from the run's begin to its end.
     """
@@ -118,8 +118,8 @@ class CorePort(wiring.Component):
             fetcher.complete.eq(self.slot.fetch_complete),
             self.core.stream_end.eq(fetcher.ended & fetcher.enable),
         ]
-        connect(m, fetcher.request, self.slot.fetch)
-        connect(m, fetcher.instruction, self.core.instruction)
+        connect(m, fetcher.request, flipped(self.slot.fetch))
+        connect(m, fetcher.instruction, flipped(self.core.instruction))
         return fetcher
 
     def _load(self, m: Module) -> Signal:

@@ -29,9 +29,11 @@ def member(register: Register) -> str:
 
 
 class RegisterFile(wiring.Component):
-    """bus: accesses. data: what is written. error: an access was refused a cycle ago. For every register, an array over its blocks:
-    ``value_<member>`` its value (not for commands), ``set_<member>`` high while it is written (if writable),
-    ``refuse_<member>`` it must not be written now (if it is marked so)."""
+    """bus: accesses. data: what is written. error: an access was refused a cycle ago.
+
+    For every register an array over its blocks: ``value_<member>`` its value (not for commands), ``set_<member>`` high
+    while it is written (if writable), ``refuse_<member>`` it must not be written now (if it is marked so).
+    """
 
     def __init__(self, config: HardwareConfig) -> None:
         self.config = config
