@@ -294,7 +294,8 @@ def test_strided_save_into_several_banks(
     config = preset(name)
     first, second = 0, config.cores_per_bank
     bench = Bench(make(config), (first, second))
-    words = int8s(rng, 2 * 3 * 4, config.channels)
+    skip = 3
+    words = int8s(rng, 2 * (3 * 4 + skip), config.channels)
     at = config.result_words - 5
     bench.load_words(Target.RESULT, words, at, raise_next=1)
     bench.add(Opcode.ADD, wait_prev=1, raise_next=1, out_blocks=1, rows=1, cols=1, result=at - 9)  # hands the token on
@@ -303,14 +304,14 @@ def test_strided_save_into_several_banks(
     for mask, place in zip((1, 2, 3), places, strict=True):
         bench.add(
             Opcode.SAVE, wait_prev=mask == 1, banks=mask, address=place + config.word_bytes, blocks=2, rows=3, pixels=4,
-            row_stride=7, block_stride=40, local=at,
+            row_stride=7, block_stride=40, local=at, block_skip=skip,
         )  # fmt: skip
     assert bench.run(encode(Opcode.END)).fault is None
     expected = np.zeros((2 * 64, config.channels), np.int8)
     for block in range(2):
         for row in range(3):
             first_word = 1 + block * 40 + row * 7
-            expected[first_word : first_word + 4] = words.reshape(2, 3, 4, -1)[block, row]
+            expected[first_word : first_word + 4] = words.reshape(2, 12 + skip, -1)[block, row * 4 : row * 4 + 4]
     for mask, place in zip((1, 2, 3), places, strict=True):
         for bank in range(2):
             got = bench.device.read(bench.lease, place, size, bank).view(np.int8).reshape(-1, config.channels)

@@ -181,7 +181,7 @@ def _layout(config: HardwareConfig) -> Ints:
         kernel.SLOTS: config.cores_per_bank,
         kernel.ACTIVE: ddr.active_rounds,
         kernel.PERIOD: ddr.period_rounds,
-        kernel.LINE: ddr.line_bytes,
+        kernel.LINE_BITS: ddr.line_bytes.bit_length() - 1,
         kernel.READ_LATENCY: ddr.read_latency,
         kernel.WRITE_LATENCY: ddr.write_latency,
         kernel.DEPTH: config.fetch_depth,

@@ -55,7 +55,10 @@ class Memories(NamedTuple):
     )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+_compiled = njit(cache=True, nogil=True, error_model="numpy")
+
+
+@_compiled
 def _copy_wrapped(source: Int8s, start: Int, size: Int, memory: Int8s, place: Int) -> None:
     """Copy ``size`` bytes into a memory of its own size, round its end as often as needed."""
     whole = memory.shape[0]
@@ -68,7 +71,7 @@ def _copy_wrapped(source: Int8s, start: Int, size: Int, memory: Int8s, place: In
         place = 0 if place + step == whole else place + step
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@_compiled
 def _load_features(mem: Memories, c: Int, op: Ints, source: Int8s, start: Int) -> None:
     lines, width, channels = mem.feature.shape[1], mem.feature.shape[2], mem.feature.shape[3]
     memory = mem.feature[c]
@@ -85,7 +88,7 @@ def _load_features(mem: Memories, c: Int, op: Ints, source: Int8s, start: Int) -
                 at += channels
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@_compiled
 def _load(mem: Memories, c: Int, op: Ints, source: Int8s, base: Int) -> None:
     start = base + op[ADDRESS]
     target = op[TARGET]
@@ -113,7 +116,7 @@ def _load(mem: Memories, c: Int, op: Ints, source: Int8s, base: Int) -> None:
             place += row_bytes
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@_compiled
 def _save(mem: Memories, c: Int, op: Ints, target: Int8s, base: Int) -> None:
     words, channels = mem.result.shape[1], mem.result.shape[2]
     memory = mem.result[c]
@@ -130,19 +133,19 @@ def _save(mem: Memories, c: Int, op: Ints, target: Int8s, base: Int) -> None:
         place += op[BLOCK_SKIP]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@_compiled
 def _clamp(value: Int, low: Int, high: Int) -> Int:
     return min(max(value, low), high)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@_compiled
 def _shift(value: Int, amount: Int) -> Int:
     """Rounding right shift; the amount has six bits, and 0 counts as 1."""
     amount = max(amount & 63, 1)
     return (value + (np.int64(1) << (amount - 1))) >> amount
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@_compiled
 def _combine(f: Int, o: Int, words: Int32s, product: bool) -> Int:
     """ADD or MUL of two values with the constants of a parameter word."""
     a, b, c = np.int64(words[0]), np.int64(words[1]), np.int64(words[2])
@@ -152,12 +155,12 @@ def _combine(f: Int, o: Int, words: Int32s, product: bool) -> Int:
     return _clamp(_shift(value, rest) + zero_point, low, high)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@_compiled
 def _look_up(mem: Memories, c: Int, op: Ints, value: Int) -> Int:
     return np.int64(mem.table[c, op[LUT_SLOT] * 256 + value + 128])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@_compiled
 def _put(mem: Memories, c: Int, op: Ints, parameter: Int, word: Int, sums: Int32s) -> None:
     """Requantise a word of sums, with table and residual as the instruction says, into result word ``word``."""
     words = mem.parameter.shape[1]
@@ -179,12 +182,12 @@ def _put(mem: Memories, c: Int, op: Ints, parameter: Int, word: Int, sums: Int32
         place[o] = np.int8(value)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@_compiled
 def _inside(op: Ints, iy: Int, ix: Int) -> Any:
     return 0 <= iy < op[IN_ROWS] and 0 <= ix < op[IN_COLS]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@_compiled
 def _word(mem: Memories, c: Int, op: Ints, block: Int, y: Int, x: Int) -> Word:
     """The word of tile pixel (x, y) of a channel block; it must lie inside."""
     lines, width = mem.feature.shape[1], mem.feature.shape[2]
@@ -192,7 +195,7 @@ def _word(mem: Memories, c: Int, op: Ints, block: Int, y: Int, x: Int) -> Word:
     return mem.feature[c, line % lines, (x + mem.turn[0] * y) % width]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@_compiled
 def _conv_sums(mem: Memories, c: Int, op: Ints, g: Int, oy: Int, ox: Int, sums: Int32s) -> None:
     """Add a pixel's products to its sums, tap by tap."""
     channels = sums.shape[0]
@@ -215,7 +218,7 @@ def _conv_sums(mem: Memories, c: Int, op: Ints, g: Int, oy: Int, ox: Int, sums: 
                 at += 1
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@_compiled
 def _depthwise_sums(mem: Memories, c: Int, op: Ints, g: Int, oy: Int, ox: Int, sums: Int32s) -> None:
     words = mem.weight.shape[1]
     for ky in range(op[KERNEL_H]):
@@ -232,7 +235,7 @@ def _depthwise_sums(mem: Memories, c: Int, op: Ints, g: Int, oy: Int, ox: Int, s
                     sums[o] += np.int32(op[PAD_VALUE]) * np.int32(weight[kx, o])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@_compiled
 def _pool_sums(mem: Memories, c: Int, op: Ints, g: Int, oy: Int, ox: Int, sums: Int32s) -> None:
     for ky in range(op[KERNEL_H]):
         iy = op[START_Y] + oy * op[STRIDE_Y] + ky * op[DILATION_Y]
@@ -247,7 +250,7 @@ def _pool_sums(mem: Memories, c: Int, op: Ints, g: Int, oy: Int, ox: Int, sums: 
                     sums[o] += np.int32(op[PAD_VALUE])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@_compiled
 def _summed(mem: Memories, c: Int, op: Ints) -> None:
     """CONV, DWCONV and POOL of sums, pixel by pixel; accumulators carry over where ``first`` or ``last`` is missing."""
     kind = op[OPCODE]
@@ -279,7 +282,7 @@ def _summed(mem: Memories, c: Int, op: Ints) -> None:
                 mem.accumulator[c, lane_number] = 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@_compiled
 def _shape(pixels: Int, shape: Int) -> tuple[Int, Int]:
     if shape == 0:
         return 1, pixels
@@ -291,7 +294,7 @@ def _shape(pixels: Int, shape: Int) -> tuple[Int, Int]:
     return 2, pixels // 2
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@_compiled
 def _maximum(mem: Memories, c: Int, op: Ints) -> None:
     channels, words = mem.feature.shape[3], mem.result.shape[1]
     best = np.zeros(channels, np.int64)
@@ -317,7 +320,7 @@ def _maximum(mem: Memories, c: Int, op: Ints) -> None:
     mem.accumulator[c] = 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@_compiled
 def _pointwise(mem: Memories, c: Int, op: Ints) -> None:
     words, channels = mem.result.shape[1], mem.result.shape[2]
     product = op[OPCODE] == MUL
@@ -335,7 +338,7 @@ def _pointwise(mem: Memories, c: Int, op: Ints) -> None:
                 number += 1
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@_compiled
 def _is_plain(mem: Memories, op: Ints) -> Any:
     """Whether a CONV is complete in itself, and neither its weights nor its results wrap into themselves."""
     weights = op[OUT_BLOCKS] * op[KERNEL_H] * op[KERNEL_W] * op[IN_BLOCKS]
@@ -344,7 +347,7 @@ def _is_plain(mem: Memories, op: Ints) -> Any:
     return fits and op[FIRST] != 0 and op[LAST] != 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@_compiled
 def execute(mem: Memories, bases: Ints, home: Ints, cores: Ints, ops: Ints, number: Int, few: Int) -> Int:
     """Execute operations from ``number`` on, up to a CONV that a matrix product does faster; returns its number.
 
@@ -373,7 +376,7 @@ def execute(mem: Memories, bases: Ints, home: Ints, cores: Ints, ops: Ints, numb
     return number
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@_compiled
 def gather(mem: Memories, c: Int, op: Ints, first: Int, matrix: Floats) -> None:
     """Fill ``matrix`` [pixels, kernel_h * kernel_w * in_blocks * C] with what lies under pixels ``first``..."""
     lines, width, channels = mem.feature.shape[1], mem.feature.shape[2], mem.feature.shape[3]
@@ -404,7 +407,7 @@ def gather(mem: Memories, c: Int, op: Ints, first: Int, matrix: Floats) -> None:
             oy += 1
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@_compiled
 def spread_weights(mem: Memories, c: Int, op: Ints, matrix: Floats) -> None:
     """Fill ``matrix`` [out_blocks * C, kernel_h * kernel_w * in_blocks * C] with the weights of a CONV."""
     words, channels = mem.weight.shape[1], mem.weight.shape[2]
@@ -419,7 +422,7 @@ def spread_weights(mem: Memories, c: Int, op: Ints, matrix: Floats) -> None:
                     matrix[g * channels + o, tap * channels + i] = word[o, i]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@_compiled
 def finish(mem: Memories, c: Int, op: Ints, first: Int, count: Int, parts: Floats) -> None:
     """Requantise ``count`` pixels of partial sums ``parts`` [parts, pixels, out_blocks * C], exact, into results."""
     channels = mem.feature.shape[3]

@@ -12,20 +12,22 @@ table (see ``decode.py``), then when it left the dispatcher, started and ended.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
 Ints = npt.NDArray[np.int64]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 Int = Any  # a machine integer: Python's outside, an int64 in compiled code
 
 NEVER = 1 << 62
 UNKNOWN = -1
 
 # The head of m: sizes and times of the configuration, then where the parts are.
-(SLOTS, ACTIVE, PERIOD, LINE, READ_LATENCY, WRITE_LATENCY, DEPTH, FETCH_BURST, BURST, OUTSTANDING,
+(SLOTS, ACTIVE, PERIOD, LINE_BITS, READ_LATENCY, WRITE_LATENCY, DEPTH, FETCH_BURST, BURST, OUTSTANDING,
  BUFFERS, QUEUE, SETUP, SYNC_CYCLES, WATCHDOG, WORD, N_CORES, BANKS, AT_SLOT_NEXT, AT_CORE_NEXT,
  AT_LEASE, LEASE_WIDTH, AT_CORE, CORE_WIDTH, FETCH_RING, ENDS_RING, IN_LOADS, IN_ENDS, IN_WRITES,
  WRITE_WIDTH, IN_QUEUES, IN_LANES, IN_WRITERS, CHANGED) = range(34)  # fmt: skip
@@ -68,24 +70,28 @@ F_UNDEFINED, F_WINDOW, F_FOREIGN_SYNC, F_STREAM_END, F_TOKENS, F_WATCHDOG = 1, 2
 MOST_TOKENS = 255
 INSTRUCTION = 32  # bytes
 
+# Nothing is allocated here, so arrays need no counting of references, which would take more than half of the time.
+_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
+_compiled: Callable[[_Function], _Function] = njit(**_OPTIONS)
 
-@njit(cache=True, nogil=True)
+
+@_compiled
 def _core(m: Ints, c: Int) -> Int:
     return m[AT_CORE] + c * m[CORE_WIDTH]
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _lease_of(m: Ints, k: Int) -> Int:
     return m[AT_LEASE] + m[k + LEASE] * m[LEASE_WIDTH]
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _wake(m: Ints, c: Int, time: Int) -> None:
     at = m[AT_CORE_NEXT] + c
     m[at] = min(m[at], time)
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _last_line(m: Ints, local: Int, cycle: Int, lines: Int) -> Int:
     """The cycle in which the last of ``lines`` lines is served, from ``cycle`` on, by slot ``local`` of its bank."""
     turn = (cycle - local + m[SLOTS] - 1) // m[SLOTS]
@@ -99,12 +105,12 @@ def _last_line(m: Ints, local: Int, cycle: Int, lines: Int) -> Int:
     return local + m[SLOTS] * ((block + more) * m[PERIOD] + last - more * m[ACTIVE])
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _lines(m: Ints, first: Int, behind: Int) -> Int:
-    return (behind - 1) // m[LINE] - first // m[LINE] + 1
+    return (behind - 1 >> m[LINE_BITS]) - (first >> m[LINE_BITS]) + 1
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _bad(m: Ints, c: Int, time: Int, fault: Int, index: Int, address: Int) -> None:
     """Note a fault that core c will meet at ``time``; the earliest counts, then the first of the table."""
     k = _core(m, c)
@@ -116,20 +122,20 @@ def _bad(m: Ints, c: Int, time: Int, fault: Int, index: Int, address: Int) -> No
     _wake(m, c, time)
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _ask(m: Ints, s: Int, time: Int) -> None:
     """Slot s has a request made at ``time``."""
     at = m[AT_SLOT_NEXT] + s
     m[at] = min(m[at], max(m[_core(m, s) + FREE], time + 1))
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def fetch_ahead(m: Ints, prog: Ints, c: Int) -> None:
     """Request the stream as far as the instruction buffer's room is known."""
     k = _core(m, c)
     while m[k + F_BYTE] < m[k + F_STOP]:
         first = m[k + F_BYTE]
-        behind = min(m[k + F_STOP], (first // m[FETCH_BURST] + 1) * m[FETCH_BURST])
+        behind = min(m[k + F_STOP], (first | m[FETCH_BURST] - 1) + 1)
         index = (behind - m[k + STREAM]) // INSTRUCTION
         time = m[k + F_LAST] + 1
         room = index - m[DEPTH] - 1  # this instruction must have left
@@ -152,7 +158,7 @@ def fetch_ahead(m: Ints, prog: Ints, c: Int) -> None:
         _ask(m, c, time)
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _load_ahead(m: Ints, prog: Ints, c: Int) -> None:
     """Make the current load's requests as far as their times are known."""
     k = _core(m, c)
@@ -170,7 +176,7 @@ def _load_ahead(m: Ints, prog: Ints, c: Int) -> None:
         start = prog[row, ADDRESS] + m[k + L_OUTER] * prog[row, OUTER_STRIDE] + m[k + L_INNER] * prog[row, INNER_STRIDE]
         first = start + m[k + L_OFFSET]
         stop = start + prog[row, RUN_BYTES]
-        behind = min(stop, (first // m[BURST] + 1) * m[BURST])
+        behind = min(stop, (first | m[BURST] - 1) + 1)
         if behind > window:
             _bad(m, c, time, F_WINDOW, row - m[k + BASE], first)
             m[k + L_CURRENT] = STUCK
@@ -201,7 +207,7 @@ def _load_ahead(m: Ints, prog: Ints, c: Int) -> None:
                     return
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _save_begin(m: Ints, k: Int, mask: Int) -> Int:
     """When the next burst of a save can begin, or UNKNOWN while one of its buffers waits for a slot."""
     begin = m[k + S_READY]
@@ -216,7 +222,7 @@ def _save_begin(m: Ints, k: Int, mask: Int) -> Int:
     return begin
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _banks_held(m: Ints, k: Int, mask: Int) -> Any:
     """Whether the lease has a core in every bank of the mask."""
     for b in range(m[BANKS]):
@@ -225,7 +231,7 @@ def _banks_held(m: Ints, k: Int, mask: Int) -> Any:
     return mask >> m[BANKS] == 0
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _save_ahead(m: Ints, prog: Ints, c: Int) -> None:
     """Begin the current save's bursts as far as their times are known."""
     k = _core(m, c)
@@ -242,7 +248,7 @@ def _save_ahead(m: Ints, prog: Ints, c: Int) -> None:
         start = prog[row, ADDRESS] + m[k + S_OUTER] * prog[row, OUTER_STRIDE] + m[k + S_INNER] * prog[row, INNER_STRIDE]
         first = start + m[k + S_OFFSET]
         stop = start + prog[row, RUN_BYTES]
-        behind = min(stop, (first // m[BURST] + 1) * m[BURST])
+        behind = min(stop, (first | m[BURST] - 1) + 1)
         if behind > window or not held:
             _bad(m, c, begin, F_WINDOW, row - m[k + BASE], first)
             m[k + S_READY] = NEVER
@@ -277,7 +283,7 @@ def _save_ahead(m: Ints, prog: Ints, c: Int) -> None:
                     return
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _head_time(m: Ints, s: Int, k: Int, who: Int) -> Int:
     """When the slot's requester (0 fetch, 1 load, then its writers) made its oldest open request."""
     if who == 0:
@@ -293,7 +299,7 @@ def _head_time(m: Ints, s: Int, k: Int, who: Int) -> Int:
     return NEVER
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _grant_read(m: Ints, prog: Ints, s: Int, t: Int, load: bool) -> None:
     k = _core(m, s)
     b = s // m[SLOTS]
@@ -318,7 +324,7 @@ def _grant_read(m: Ints, prog: Ints, s: Int, t: Int, load: bool) -> None:
     _load_ahead(m, prog, s)
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _grant_write(m: Ints, prog: Ints, s: Int, t: Int, writer: Int) -> None:
     k = _core(m, writer)
     b = s // m[SLOTS]
@@ -338,7 +344,7 @@ def _grant_write(m: Ints, prog: Ints, s: Int, t: Int, writer: Int) -> None:
     _save_ahead(m, prog, writer)
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _grant(m: Ints, prog: Ints, s: Int, t: Int) -> None:
     """Slot s grants one burst in cycle t; whoever asked learns when it ends."""
     k = _core(m, s)
@@ -363,7 +369,7 @@ def _grant(m: Ints, prog: Ints, s: Int, t: Int) -> None:
     m[m[AT_SLOT_NEXT] + s] = NEVER if soonest == NEVER else max(m[k + FREE], soonest + 1)
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _start_time(m: Ints, prog: Ints, k: Int, unit: Int) -> Int:
     """When the unit can start the instruction at the head of its queue, as far as is known now."""
     head = m[k + Q_HEAD + unit]
@@ -385,7 +391,7 @@ def _start_time(m: Ints, prog: Ints, k: Int, unit: Int) -> Int:
     return time
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _begin(m: Ints, prog: Ints, c: Int, unit: Int, t: Int) -> None:
     """The unit starts the head of its queue in cycle t and takes its tokens."""
     k = _core(m, c)
@@ -416,7 +422,7 @@ def _begin(m: Ints, prog: Ints, c: Int, unit: Int, t: Int) -> None:
         _save_ahead(m, prog, c)
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _raise(m: Ints, c: Int, row: Int, column: Int, t: Int) -> None:
     k = _core(m, c)
     m[k + column] += 1
@@ -424,7 +430,7 @@ def _raise(m: Ints, c: Int, row: Int, column: Int, t: Int) -> None:
         _bad(m, c, t, F_TOKENS, row - m[k + BASE], 0)
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _ends(m: Ints, prog: Ints, c: Int, t: Int) -> None:
     """Instructions that end in cycle t raise their tokens."""
     k = _core(m, c)
@@ -454,7 +460,7 @@ def _ends(m: Ints, prog: Ints, c: Int, t: Int) -> None:
             _raise(m, c, row, T_SC, t)
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _dispatch(m: Ints, prog: Ints, c: Int, t: Int) -> Int:
     """Let one instruction leave in cycle t if it can; returns when to look again (NEVER: when something happens)."""
     k = _core(m, c)
@@ -506,7 +512,7 @@ def _dispatch(m: Ints, prog: Ints, c: Int, t: Int) -> Int:
     return t + 1
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _release(m: Ints, prog: Ints, lease: Int, time: Int) -> None:
     """All cores of the lease have met: their dispatchers go on at ``time``."""
     m[lease + ARRIVED] = 0
@@ -524,7 +530,7 @@ def _release(m: Ints, prog: Ints, lease: Int, time: Int) -> None:
             fetch_ahead(m, prog, c)
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _arrive(m: Ints, prog: Ints, c: Int, t: Int) -> Int:
     """A core held at SYNC or END arrives when all is done; returns when to look again."""
     k = _core(m, c)
@@ -557,7 +563,7 @@ def _arrive(m: Ints, prog: Ints, c: Int, t: Int) -> Int:
     return NEVER
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _fail(m: Ints, lease: Int, t: Int, fault: Int, c: Int, index: Int, address: Int) -> None:
     """Stop a lease; of several faults in one cycle, that of the lowest core is told."""
     if m[lease + STATE] != RUNNING:
@@ -571,7 +577,7 @@ def _fail(m: Ints, lease: Int, t: Int, fault: Int, c: Int, index: Int, address: 
     m[CHANGED] = 1
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _act(m: Ints, prog: Ints, c: Int, t: Int) -> None:
     """Everything that core c does in cycle t, and when it will act again."""
     k = _core(m, c)
@@ -602,7 +608,7 @@ def _act(m: Ints, prog: Ints, c: Int, t: Int) -> None:
     _wake(m, c, again)
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _watch(m: Ints, number: Int, t: Int) -> None:
     """Stop a lease in which nothing has ended for too long; the lowest core that is not at its END is named."""
     lease = m[AT_LEASE] + number * m[LEASE_WIDTH]
@@ -615,7 +621,7 @@ def _watch(m: Ints, number: Int, t: Int) -> None:
             return
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def halt(m: Ints) -> None:
     """Take the cores and slots of leases that have stopped out of the loop."""
     m[CHANGED] = 0
@@ -626,7 +632,7 @@ def halt(m: Ints) -> None:
             m[m[AT_SLOT_NEXT] + c] = NEVER
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _watch_time(m: Ints) -> Int:
     """The cycle in which the first watchdog may bark. Progress only moves it further away."""
     soonest = NEVER
@@ -637,25 +643,27 @@ def _watch_time(m: Ints) -> Int:
     return soonest
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def advance(m: Ints, prog: Ints, target: Int, limit: Int) -> Int:
     """Run all leases until ``target`` has stopped, or up to cycle ``limit`` if that comes first; returns the cycle."""
     cores = m[N_CORES]
-    slot_next = m[AT_SLOT_NEXT]
-    core_next = m[AT_CORE_NEXT]
+    slot_next = m[m[AT_SLOT_NEXT] : m[AT_SLOT_NEXT] + cores]
+    core_next = m[m[AT_CORE_NEXT] : m[AT_CORE_NEXT] + cores]
     state = m[AT_LEASE] + target * m[LEASE_WIDTH] + STATE
     watch = _watch_time(m)
     while True:
         t = watch
-        for at in range(slot_next, slot_next + 2 * cores):
-            t = min(t, m[at])
+        for c in range(slot_next.shape[0]):
+            t = min(t, slot_next[c])
+        for c in range(core_next.shape[0]):
+            t = min(t, core_next[c])
         if t > limit:
             return limit
-        for s in range(cores):
-            if m[slot_next + s] <= t:
+        for s in range(slot_next.shape[0]):
+            if slot_next[s] <= t:
                 _grant(m, prog, s, t)
-        for c in range(cores):
-            if m[core_next + c] <= t:  # also cores of a lease that stops in this very cycle
+        for c in range(core_next.shape[0]):
+            if core_next[c] <= t:  # also cores of a lease that stops in this very cycle
                 _act(m, prog, c, t)
         if t >= watch:
             for number in range(cores):
