@@ -42,6 +42,7 @@ check: $(STAMP) ## linter, format, types, generated documents up to date
 	$(PY) -m ruff format --check $(CODE)
 	$(PY) -m mypy
 	$(PY) -m corepool.isa.manual --check docs/isa.md
+	$(PY) -m corepool.hardware.registers --check docs/registers.md
 
 format: $(STAMP) ## put the code into the common format
 	$(PY) -m ruff check --fix $(CODE)
@@ -49,6 +50,7 @@ format: $(STAMP) ## put the code into the common format
 
 docs: $(STAMP) ## write the generated documents anew
 	$(PY) -m corepool.isa.manual docs/isa.md
+	$(PY) -m corepool.hardware.registers docs/registers.md
 
 bench: $(STAMP) ## measure; results go to bench/out as JSON
 	$(PY) bench/run.py

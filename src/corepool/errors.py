@@ -74,3 +74,7 @@ class JobError(HypervisorError):
 
 class DeadlineError(JobError):
     """By prediction a job would miss its deadline, or make an accepted one miss its own."""
+
+
+class ToolError(CorepoolError):
+    """An external tool that a command needs is missing, or it failed; the text names it and its last words."""

@@ -16,7 +16,7 @@ import typer
 
 from corepool import __version__
 from corepool.cli import compile as compile_verb
-from corepool.cli import demo, inspect, relink, run, zoo
+from corepool.cli import demo, inspect, relink, rtl, run, zoo
 from corepool.cli.output import PipeClosedError, one_line, write
 from corepool.errors import CorepoolError
 
@@ -53,6 +53,7 @@ def _root(
 
 for verb in (zoo, compile_verb, inspect, run, relink, demo):
     app.command(name=verb.NAME)(verb.command)
+app.add_typer(rtl.app)
 
 
 def _complain(text: str) -> None:

@@ -44,7 +44,7 @@ class Axi4Signature(wiring.Signature):
             "size": 3,
             "burst": 2,
         }
-        members = {}
+        members: dict[str, wiring.Member] = {}
         for channel in ("aw", "ar"):
             members |= {f"{channel}{name}": Out(width) for name, width in address.items()}
             members |= {f"{channel}valid": Out(1), f"{channel}ready": In(1)}

@@ -15,8 +15,9 @@ from amaranth.lib import data, fifo, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from corepool.config import HardwareConfig
-from corepool.hardware.axi import BUS_ADDRESS_BITS, INCR, Axi4Signature, size_code
+from corepool.hardware.axi import BUS_ADDRESS_BITS, INCR, Axi4Signature, id_bits, size_code
 from corepool.hardware.interfaces import ADDRESS_BITS, LINE_LEAD
+from corepool.hardware.library import share
 from corepool.hardware.slots import Slot
 from corepool.hardware.window import PAGE_BITS, RequestSignature, request_layout
 from corepool.hardware.writes import WriteBuffer, WriteStream
@@ -75,20 +76,18 @@ class WriterPort(wiring.Signature):
 
 
 class Bank(wiring.Component):
-    """The controller of bank ``number``.
+    """The controller of one bank.
 
-    slot, active: the core that is served in this cycle, and whether data move at all. slots, writers: a port for each
-    core of the bank and for each core of the device. line: data read. bus: to the memory. error: the memory answered
-    with an error.
+    first_core: number of the bank's first core, a constant. slot, active: the core that is served in this cycle, and
+    whether data move at all. slots, writers: a port for each core of the bank and for each core of the device. line:
+    data read. bus: to the memory. error: the memory answered with an error.
     """
 
-    def __init__(self, config: HardwareConfig, number: int) -> None:
-        if not 0 <= number < config.banks:
-            raise ValueError(f"bank {number} does not exist; there are {config.banks}")
-        self.config, self.number = config, number
-        self.first_core = number * config.cores_per_bank
+    def __init__(self, config: HardwareConfig) -> None:
+        self.config = config
         super().__init__(
             {
+                "first_core": In(id_bits(config)),
                 "slot": In(range(max(2, config.cores_per_bank))),
                 "active": In(1),
                 "slots": Out(SlotPort(config)).array(config.cores_per_bank),
@@ -104,9 +103,9 @@ class Bank(wiring.Component):
         self._slots = [Slot(self.config) for _ in range(self.config.cores_per_bank)]
         self._buffers = [WriteBuffer(self.config) for _ in range(self.config.cores)]
         for number, slot in enumerate(self._slots):
-            m.submodules[f"slot{number}"] = slot
+            m.submodules[f"slot{number}"] = share(platform, slot, "corepool_slot")
         for number, buffer in enumerate(self._buffers):
-            m.submodules[f"buffer{number}"] = buffer
+            m.submodules[f"buffer{number}"] = share(platform, buffer, "corepool_write_buffer")
         self._connect_slots(m)
         self._connect_writers(m)
         self._drive_reads(m)

@@ -18,6 +18,7 @@ from corepool.hardware.bank import READ_OVERHEAD, WRITE_OVERHEAD, Bank
 from corepool.hardware.fetch import COUNT_BITS
 from corepool.hardware.interfaces import ADDRESS_BITS, check_config
 from corepool.hardware.lease import CYCLE_BITS, STOP_BITS, Lease
+from corepool.hardware.library import share
 from corepool.hardware.owners import Owners
 from corepool.hardware.port import COUNTERS, CorePort
 from corepool.hardware.regfile import RegisterFile
@@ -100,15 +101,18 @@ class Pool(wiring.Component):
         m.submodules.owners = self._owners = Owners(config)
         m.submodules.bridge = bridge = LiteBridge()
         m.submodules.registers = self._registers = RegisterFile(config)
-        self._banks = [Bank(config, number) for number in range(config.banks)]
+        self._banks = [Bank(config) for _ in range(config.banks)]
         self._ports = [CorePort(config) for _ in range(config.cores)]
         self._cores = [self._make_core(config) for _ in range(config.cores)]
         self._leases = [Lease(config) for _ in range(config.cores)]
         for name, group in (
-            ("bank", self._banks), ("port", self._ports), ("core", self._cores), ("lease", self._leases)
-        ):  # fmt: skip
+            ("bank", self._banks),
+            ("port", self._ports),
+            ("core", self._cores),
+            ("lease", self._leases),
+        ):
             for number, part in enumerate(group):
-                m.submodules[f"{name}{number}"] = part
+                m.submodules[f"{name}{number}"] = share(platform, part, f"corepool_{name}")
         connect(m, flipped(self.host), bridge.host)
         connect(m, bridge.registers, self._registers.bus)
         self._wire_banks(m)
@@ -124,6 +128,7 @@ class Pool(wiring.Component):
         for number, bank in enumerate(self._banks):
             connect(m, bank.bus, flipped(self.bus[number]))
             m.d.comb += [bank.slot.eq(clock.slot), bank.active.eq(clock.active)]
+            m.d.comb += bank.first_core.eq(number * config.cores_per_bank)
             read, written = Signal(CYCLE_BITS, name=f"read{number}"), Signal(CYCLE_BITS, name=f"written{number}")
             m.d.sync += [
                 read.eq(read + (bank.bus.arvalid & bank.bus.arready)),
