@@ -107,6 +107,8 @@ def bursts(config: HardwareConfig, op: Decoded) -> list[tuple[int, int]]:
     runs: list[list[int]] = []
     rows_touch = v["rows"] == 1 or v["row_stride"] == v["pixels"]
     blocks_touch = rows_touch and (v["blocks"] == 1 or v["block_stride"] == v["rows"] * v["pixels"])
+    if op.opcode is Opcode.LOAD and v["target"] == Target.FEATURE and v["rows"] * v["pixels"] < 4 * config.pixels:
+        blocks_touch = blocks_touch and v["blocks"] == 1
     for b in range(v["blocks"]):
         for r in range(v["rows"]):
             start = v["address"] + (b * v["block_stride"] + r * v["row_stride"]) * word

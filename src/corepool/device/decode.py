@@ -192,6 +192,8 @@ def _timing_table(config: HardwareConfig, fields: Ints, undefined: Flags) -> Int
     rows, pixels, blocks = get("rows"), get("pixels"), get("blocks")
     rows_touch = (rows == 1) | (get("row_stride") == pixels)
     blocks_touch = rows_touch & ((blocks == 1) | (get("block_stride") == rows * pixels))
+    small = (opcode == Opcode.LOAD) & (get("target") == Target.FEATURE) & (rows * pixels < 4 * config.pixels)
+    blocks_touch &= ~small | (blocks == 1)
     table[:, ADDRESS] = get("address")
     table[:, OUTER] = np.where(blocks_touch, 1, blocks)
     table[:, OUTER_STRIDE] = get("block_stride") * word

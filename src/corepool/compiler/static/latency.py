@@ -94,7 +94,8 @@ def _transfer_lines(f: IntArray, m: IntArray) -> int:
     runs, length = rows * blocks, pixels
     if rows == 1 or row_stride == pixels:
         runs, length = blocks, pixels * rows
-        if blocks == 1 or block_stride == length:
+        small = f[0] == 1 and f[2] == 0 and length < 4 * m[5]  # such blocks are not joined for the feature memory
+        if blocks == 1 or (block_stride == length and not small):
             runs, length = 1, length * blocks
     size = length * m[7]
     return runs * (size - m[7] + m[0]) // m[0]
