@@ -13,7 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corepool.config import HardwareConfig, preset
+from corepool.device import timing
 from corepool.device.base import Completion, Lease
+from corepool.device.clockwork import Clockwork, CoreProgram
+from corepool.device.decode import decode_stream
 from corepool.device.simulator import Simulator
 from support import programs
 from support.cycle_model import LeaseModel
@@ -79,3 +82,23 @@ def test_every_instruction_as_in_the_cycle_model(name: str, seed: int) -> None:
     for index in rng.permutation(len(running)):
         lease, model = running[int(index)]
         compare(simulator, lease, simulator.wait(lease), model)
+
+
+def test_a_stream_that_leaves_the_window() -> None:
+    """The host cannot place one so; the registers of the hardware could hold it. Same fault, same cycle, same ends."""
+    config = preset("tiny")
+    window = STREAMS_AT + 640
+    writer = programs.Writer(np.random.default_rng(3), config, [0], tokens=0, safe=True)
+    code = b"".join(writer.instruction() for _ in range(40))
+    model = LeaseModel(config, [1], [code], [STREAMS_AT], window)
+    model.run()
+    clock = Clockwork(config)
+    clock.start(0, [CoreProgram(1, decode_stream(config, np.frombuffer(code, np.uint8)).timing, STREAMS_AT)], window)
+    clock.advance(0, None)
+    columns = clock.lease(0)
+    assert model.fault is not None
+    assert model.fault[0] == "WINDOW"
+    assert model.fault[3] == window - window % config.fetch_burst_bytes
+    assert columns[timing.FAULT] == timing.F_WINDOW
+    assert (columns[timing.FAULT_INDEX], columns[timing.FAULT_ADDRESS]) == model.fault[2:]
+    assert columns[timing.END] == model.end
