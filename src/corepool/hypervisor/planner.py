@@ -71,7 +71,11 @@ def demand_of(book: Book, settings: Settings, lease: Lease, new: Job | None = No
     """What a policy sees of a lease, with one more job if there is a ``new`` one."""
     head = lease.head or new
     latency: tuple[int, ...] = head.model.latency_ns if head is not None else (1,) * settings.cores
-    switch = settings.costs.switch_ns(head.model, max(len(lease.plan), 1)) if head is not None else 0
+    switch = 0
+    if head is not None:
+        switch = settings.costs.switch_ns(head.model, max(len(lease.plan), 1))
+        if any(lease.resident.get(bank) != head.model.name for bank in range(settings.banks)):
+            switch += settings.costs.transfer_ns(head.model.weight_bytes)  # it may come into a new bank
     first = urgency(lease, book.tenants[lease.tenant].priority, settings)
     if new is not None:
         first = min(first, new.due) if lease.waiting else new.due
@@ -111,8 +115,8 @@ def _work(job: Job) -> Work:
 
 def _deal(
     book: Book, settings: Settings, extra: tuple[Lease, Job] | None = None
-) -> tuple[list[Demand], tuple[int, ...]]:
-    """Demands of private leases and what the policy gives them, beside the public ones; and write nothing."""
+) -> tuple[list[Demand], tuple[int, ...], int]:
+    """Demands of private leases, what the policy gives them, and of how many cores; writes nothing."""
     leases = live(book)
     taken = sum(public_shares(book, settings).values())
     demands = [
@@ -121,7 +125,7 @@ def _deal(
         if each.sharing is Sharing.PRIVATE
     ]
     cores = len(book.usable) - taken
-    return demands, POLICIES[settings.policy].deal(demands, cores, book.now)
+    return demands, POLICIES[settings.policy].deal(demands, cores, book.now), cores
 
 
 def public_shares(book: Book, settings: Settings) -> dict[str, int]:
@@ -139,7 +143,7 @@ def replan(book: Book, settings: Settings) -> list[Lease]:
     """Deal all cores anew and write every lease's plan. Returns the leases whose plan changed."""
     leases = live(book)
     targets = public_shares(book, settings)
-    demands, shares = _deal(book, settings)
+    demands, shares, _ = _deal(book, settings)
     targets |= {demand.lease: share for demand, share in zip(demands, shares, strict=True)}
     book.unserved = any(demand.waiting and not share for demand, share in zip(demands, shares, strict=True))
     if all(targets[each.lease] == len(each.plan) and each.plan <= book.usable for each in leases):
@@ -163,11 +167,10 @@ def breaks_promises(book: Book, settings: Settings, lease: Lease, job: Job) -> b
 def _complete_at(book: Book, settings: Settings, lease: Lease) -> int:
     """When a lease predictably has all planned cores: as soon as their owners' jobs end and they are cleared."""
     missing = lease.plan - lease.own
-    if not missing:
-        return book.now
     owners = {book.cores[core].owner for core in missing}
     ends = [book.leases[name].busy_until for name in owners if name is not None]
-    return max([book.now, *ends]) + settings.costs.clear_ns
+    unclean = any(not book.cores[core].clean for core in missing | lease.reserved)
+    return max([book.now, *ends]) + (settings.costs.clear_ns if unclean else 0)
 
 
 def predicted_start(book: Book, settings: Settings, lease: Lease, job: Job) -> int:

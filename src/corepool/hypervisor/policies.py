@@ -176,16 +176,21 @@ def private_throughput(demands: Sequence[Demand], cores: int, now: int) -> Share
     return dealt
 
 
-def finishes(demand: Demand, share: int, now: int) -> list[int]:
-    """When each of its jobs would end on so many cores; never on none."""
+def finishes(demand: Demand, share: int, now: int, ready: int = 0) -> list[int]:
+    """When each of its jobs would end on so many cores; never on none.
+
+    Cores beyond those that it holds are there at ``ready``; until then it goes on with what it holds.
+    """
     if not share:
         return [1 << 62] * len(demand.jobs)
     at = max(now, demand.busy_until)
-    if share != demand.held:
-        at += demand.switch_ns
+    changed = share == demand.held
     ends = []
     for work in demand.jobs:
-        at += work.latency_ns[share - 1]
+        if not changed and (at >= ready or share < demand.held or not demand.held):
+            at = (max(at, ready) if share > demand.held else at) + demand.switch_ns
+            changed = True
+        at += work.latency_ns[(share if changed else demand.held) - 1]
         ends.append(at)
     return ends
 
@@ -219,11 +224,17 @@ def private_deadline(demands: Sequence[Demand], cores: int, now: int) -> Shares:
     return _most_gain(demands, shares, left)
 
 
-def late_promises(demands: Sequence[Demand], shares: Sequence[int], now: int) -> dict[str, int]:
-    """By lease, how many jobs with a deadline of their own would miss it under a deal."""
+def late_promises(demands: Sequence[Demand], shares: Sequence[int], cores: int, now: int) -> dict[str, int]:
+    """By lease, how many jobs with a deadline of their own would miss it under a deal of ``cores`` cores."""
+    free = cores - sum(demand.held for demand in demands)
+    grown = sum(max(share - demand.held, 0) for demand, share in zip(demands, shares, strict=True))
+    ready = now
+    if grown > free:  # some cores come from leases that must end a job first
+        pairs = zip(demands, shares, strict=True)
+        ready = max([now, *(demand.busy_until for demand, share in pairs if share < demand.held)])
     late = {}
     for demand, share in zip(demands, shares, strict=True):
-        ends = finishes(demand, share, now)
+        ends = finishes(demand, share, now, ready)
         missed = sum(w.promised and end > w.due for w, end in zip(demand.jobs, ends, strict=True))
         if missed:
             late[demand.lease] = missed

@@ -9,6 +9,7 @@ import heapq
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from corepool.errors import HypervisorError
 from corepool.hypervisor import actions as ac
@@ -114,6 +115,11 @@ class Runner:
         record.events += 1
         if isinstance(event, ev.JobDone | ev.JobStopped):
             self._account(event)
+        elif isinstance(event, ev.Faulted):
+            self._runs.pop(event.lease, None)
+        elif isinstance(event, ev.DeviceReset):  # nothing that is under way will be heard of again
+            self._due.clear()
+            self._runs.clear()
         try:
             actions = self.hypervisor.handle(event)
         except HypervisorError as error:
@@ -204,10 +210,10 @@ class Runner:
         record.late.append(action.late)
 
 
-_CARRY_OUT: dict[type[ac.Action], Callable[[Runner, ac.Action], None]] = {
+_CARRY_OUT: dict[type[ac.Action], Callable[[Runner, Any], None]] = {
     ac.Clear: Runner._clear,
     ac.Program: Runner._program,
     ac.Start: Runner._start,
     ac.StopAfterLayer: Runner._stop,
     ac.JobEnded: Runner._ended,
-}  # type: ignore[dict-item]
+}
