@@ -16,7 +16,7 @@ import typer
 
 from corepool import __version__
 from corepool.cli import compile as compile_verb
-from corepool.cli import demo, inspect, relink, rtl, run, zoo
+from corepool.cli import demo, evaluate, inspect, relink, rtl, run, zoo
 from corepool.cli.output import PipeClosedError, one_line, write
 from corepool.errors import CorepoolError
 
@@ -51,7 +51,7 @@ def _root(
         write(context.get_help())
 
 
-for verb in (zoo, compile_verb, inspect, run, relink, demo):
+for verb in (zoo, compile_verb, inspect, run, relink, demo, evaluate):
     app.command(name=verb.NAME)(verb.command)
 app.add_typer(rtl.app)
 

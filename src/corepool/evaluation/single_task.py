@@ -1,0 +1,160 @@
+"""Experiment single-task: one image at a time on 1 to 16 cores, four networks, and the ways of tiling.
+
+It must not know how tilings are found.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from corepool.evaluation import anchors, plots
+from corepool.evaluation.anchors import TITLES
+from corepool.evaluation.lab import Lab, Tell, Timing
+from corepool.evaluation.results import Claim, Outcome, Plot, Table
+
+Sweep = dict[str, dict[int, dict[str, float]]]  # network, cores: figures
+
+
+def run(lab: Lab, tell: Tell) -> Outcome:
+    """Frames per second, share of peak, speed-up and DDR bytes."""
+    sweep = _sweep(lab, tell)
+    return Outcome(
+        data={"cores": {name: {str(n): row for n, row in rows.items()} for name, rows in sweep.items()}},
+        tables=[*_scaling_tables(sweep), _beside(lab, sweep)],
+        plots=[_scaling_plot(lab, sweep)],
+        claims=_claims(lab, sweep),
+        notes=[
+            "One image at a time, batch 1, simulated cycle by cycle at 300 MHz with DDR at 0.75 of its peak; "
+            "cores in as few banks as possible. Share of peak counts useful multiply-accumulates only.",
+            "The vendor's figures are end to end on real boards, host included; ours are the card alone.",
+        ],
+    )
+
+
+def _sweep(lab: Lab, tell: Tell) -> Sweep:
+    """Every network on every number of cores as the compiler does best."""
+    sweep: Sweep = {}
+    for place, name in enumerate(lab.networks):
+        package = lab.package(name)
+        rows: dict[int, dict[str, float]] = {}
+        for n in lab.counts():
+            tell(f"{TITLES[name]}, {n} cores", 0.4 * (place + n / lab.config.cores) / len(lab.networks))
+            timing = lab.timing(package, range(n))
+            rows[n] = _row(lab, timing, lab.share(package, timing, n), lab.timing(package, [0]), n)
+        sweep[name] = rows
+    return sweep
+
+
+def _row(lab: Lab, timing: Timing, share: float, one: Timing, n: int) -> dict[str, float]:
+    return {
+        "cycles": timing.cycles,
+        "fps": lab.fps(timing),
+        "share_of_peak": share,
+        "speed_up": one.cycles / timing.cycles,
+        "scaling": one.cycles / timing.cycles / n,
+        "ddr_bytes": timing.ddr_bytes,
+    }
+
+
+def _scaling_tables(sweep: Sweep) -> list[Table]:
+    tables = []
+    for what, title, factor in (
+        ("fps", "frames/s by number of cores", 1.0),
+        ("scaling", "Speed-up over one core, divided by the number of cores", 1.0),
+        ("share_of_peak", "Share of the peak of the cores used, %", 100.0),
+        ("ddr_bytes", "DDR traffic of one image, MiB", 1 / (1 << 20)),
+    ):
+        counts = list(next(iter(sweep.values())))
+        rows: list[tuple[Any, ...]] = [
+            (TITLES[name], *(factor * rows[n][what] for n in counts)) for name, rows in sweep.items()
+        ]
+        tables.append(Table(title, ("network", *(str(n) for n in counts)), rows))
+    return tables
+
+
+def _beside(lab: Lab, sweep: Sweep) -> Table:
+    """Ours beside the roofline and the vendor, the latter also scaled to our peak by their efficiency."""
+    peak = 2e-12 * lab.config.cores * lab.config.macs_per_cycle * lab.config.clock_hz
+    top = lab.config.cores
+    rows: list[tuple[Any, ...]] = [
+        (f"corepool, {top} cores (simulated)", peak, *(rows[top]["fps"] for rows in sweep.values())),
+        (
+            "roofline on paper, all features",
+            peak,
+            *(anchors.ROOFLINE["best"][name] for name in sweep),
+        ),
+    ]
+    for board, (tops, rates) in anchors.AMD.items():
+        scaled = [rates[name] * peak / tops if name in rates else None for name in sweep]
+        rows.append((f"{board}, measured", tops, *(rates.get(name) for name in sweep)))
+        rows.append((f"{board}, per our peak", peak, *scaled))
+    columns = ("design", "peak TOPS", *(TITLES[name] for name in sweep))
+    note = f"Vendor: {anchors.AMD_SOURCE}. Roofline: {anchors.ROOFLINE_SOURCE}, pixels flattened, stem folded."
+    return Table("frames/s beside others", columns, rows, note)
+
+
+def _scaling_plot(lab: Lab, sweep: Sweep) -> Plot:
+    made, (left, right) = plots.figure(1, 2)
+    for index, (name, rows) in enumerate(sweep.items()):
+        counts = list(rows)
+        plots.line(left, index, counts, [rows[n]["speed_up"] for n in counts], TITLES[name])
+        plots.line(right, index, counts, [100 * rows[n]["share_of_peak"] for n in counts], TITLES[name])
+    left.plot([1, lab.config.cores], [1, lab.config.cores], color="#999999", linestyle=":", label="perfect")
+    left.set(xlabel="cores", ylabel="speed-up over one core", title="Speed-up")
+    right.set(xlabel="cores", ylabel="% of the peak of these cores", title="Share of peak", ylim=(0, 100))
+    left.legend(fontsize=8)
+    caption = "Speed-up of one image over one core, and the share of the peak that useful multiplications reach."
+    return Plot("single-task-scaling.png", caption, plots.png(made))
+
+
+def _claims(lab: Lab, sweep: Sweep) -> list[Claim]:
+    claims = []
+    top = lab.config.cores
+    for name, rows in sweep.items():
+        first, then = anchors.GOALS[name]
+        fps = rows[top]["fps"]
+        verdict = "beaten" if fps >= then else "reached" if fps >= first else "missed"
+        roof = anchors.ROOFLINE["best"][name]
+        reason = (
+            ""
+            if fps >= first
+            else f"{100 * fps / roof:.0f}% of the roofline, which leaves out banks, fill and drain of "
+            f"{lab.package(name).layers.shape[0]} layers"
+        )
+        claims.append(
+            Claim(
+                f"{TITLES[name]}, one image on {top} cores, frames/s",
+                "goal of this project",
+                f">= {first:g}, then {then:g}",
+                f"{fps:.1f} ({100 * rows[top]['share_of_peak']:.0f}% of peak)",
+                verdict,
+                reason,
+            )
+        )
+    worst = min((row["scaling"], TITLES[name], n) for name, rows in sweep.items() for n, row in rows.items())
+    claims.append(
+        Claim(
+            "Scaling: speed-up over one core on n cores, least of all networks and n",
+            "goal of this project",
+            f">= {anchors.GOAL_SCALING:.2f} n",
+            f"{worst[0]:.2f} n ({worst[1]}, {worst[2]} cores)",
+            "reached" if worst[0] >= anchors.GOAL_SCALING else "missed",
+            ""
+            if worst[0] >= anchors.GOAL_SCALING
+            else "small maps leave some of many cores without whole tiles, and results are written to several banks",
+        )
+    )
+    for name, rows in sweep.items():
+        board = anchors.AMD[anchors.AMD_EQUAL_PEAK][1][name]
+        fps = rows[top]["fps"]
+        claims.append(
+            Claim(
+                f"{TITLES[name]} beside the vendor's static cores of equal peak, frames/s",
+                f"{anchors.AMD_SOURCE}: {anchors.AMD_EQUAL_PEAK}",
+                f"{board:g}",
+                f"{fps:.1f} ({fps / board:.2f}x)",
+                "beaten" if fps >= board else "missed",
+                "theirs is measured end to end on a board, two images at a time; ours is simulated, the card alone",
+            )
+        )
+    return claims
