@@ -24,8 +24,9 @@ from corepool.isa.table import Opcode, field_of
 class StandIn(wiring.Component):
     """A core that moves data but computes nothing, exact in time for streams that it understands.
 
-    Between two SYNCs at most one LOAD and one SAVE, each one row of one block, without tokens. A LOAD folds what it reads into a checksum;
-    words of a SAVE are their DDR word address xor that checksum. Other opcodes fault as UNDEFINED.
+    Between two SYNCs at most one LOAD and one SAVE, each one row of one block, without tokens. A LOAD folds what it
+    reads into a checksum; words of a SAVE are their DDR word address xor that checksum. Other opcodes fault as
+    UNDEFINED.
     """
 
     def __init__(self, config: HardwareConfig) -> None:
@@ -88,7 +89,7 @@ class StandIn(wiring.Component):
                 wait.eq(config.setup_cycles),
                 place.eq(self._field(Opcode.LOAD, "address")),
                 left.eq(self._field(Opcode.LOAD, "pixels") * config.word_bytes),
-                index.eq(self.reached + 0),
+                index.eq(self.reached),
             ]
         with m.If(self.read_line.valid):
             words = config.ddr.line_bytes // config.word_bytes
@@ -142,7 +143,7 @@ class StandIn(wiring.Component):
                 wait.eq(config.setup_cycles),
                 place.eq(self._field(Opcode.SAVE, "address")),
                 left.eq(self._field(Opcode.SAVE, "pixels") * config.word_bytes),
-                kept.index.eq(self.reached + 0),
+                kept.index.eq(self.reached),
                 self.write_banks.eq(self._field(Opcode.SAVE, "banks")),
             ]
         with m.If(self.start):
@@ -151,10 +152,9 @@ class StandIn(wiring.Component):
 
     def _system(self, m: Module, head: Any, opcode: Signal, idle: Any) -> None:
         """SYNC, END and faults; ``reached`` counts what has left."""
-        left, now = Signal(32), Signal(32)
-        held = Signal()
+        left = Signal(32)
         leave = self.instruction.valid & self.instruction.ready
-        m.d.comb += [now.eq(left), self.reached.eq(left)]
+        m.d.comb += self.reached.eq(left)
         m.d.sync += left.eq(left + leave)
         arrive = head & idle & ~self.writes_pending
         foreign = self._field(Opcode.SYNC, "cores") != self.lease_cores
@@ -209,7 +209,7 @@ class Memory:
         ctx.set(bus.awready, 1)
         ctx.set(bus.wready, 1)
         cycle = 0
-        async for _, reset, *values in ctx.tick().sample(*ports):
+        async for _, _, *values in ctx.tick().sample(*ports):
             (arv, arr, arid, ara, awv, awr, awid, awa, wv, wr, wd, ws, rv, rr, bv, br) = values
             late = 0 if self.rng is None else int(self.rng.integers(0, 6))
             if arv and arr:
@@ -248,8 +248,8 @@ class Memory:
 class Host:
     """Register accesses over AXI4-Lite, from a testbench."""
 
-    def __init__(self, ctx: Any, bus: Any) -> None:
-        self.ctx, self.bus = ctx, bus
+    def __init__(self, ctx: Any, bus: Any, interrupt: Any = None) -> None:
+        self.ctx, self.bus, self.interrupt = ctx, bus, interrupt
 
     async def write(self, place: int, value: int) -> int:
         """Returns the response (0: done)."""
@@ -314,7 +314,7 @@ def simulate(pool: Any, memories: Sequence[Memory], testbench: Any, vcd: str | N
     simulator.add_clock(1e-6)
 
     async def main(ctx: Any) -> None:
-        await testbench(ctx, Host(ctx, pool.host))
+        await testbench(ctx, Host(ctx, pool.host, pool.interrupt))
 
     def memory_at(bank: int) -> Any:
         async def process(ctx: Any) -> None:

@@ -153,7 +153,8 @@ class CorePort(wiring.Component):
         config, core = self.config, self.core
         m.submodules.save_check = check = WindowCheck(length_bits(config))
         burst, good, bad = core.write_burst, Signal(), Signal()
-        foreign = (core.write_banks & ~self.held) != 0
+        banks = core.write_banks
+        foreign = (banks[: config.banks] & ~self.held).any() | banks[config.banks :].any()
         m.d.comb += [
             check.address.eq(burst.address),
             check.beyond.eq(burst.beyond),
