@@ -86,7 +86,7 @@ class LeaseQueued(Action):
 
 @dataclass(frozen=True, slots=True)
 class LeaseGranted(Action):
-    """The lease has its cores (a private one: its minimum)."""
+    """A public lease has its cores. A private one is promised its minimum, and has these now."""
 
     lease: str
     cores: tuple[int, ...]

@@ -43,12 +43,16 @@ def from_record(record: dict[str, Any]) -> ev.Event:
             if name in _ENUMS:
                 values[name] = _ENUMS[name](value)
             elif isinstance(value, dict):
-                values[name] = Model(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+                values[name] = _model(value)
             elif isinstance(value, list):
                 values[name] = tuple(value)
         return kind(**values)
     except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
         raise HypervisorError(f"the log holds a record that is no event: {error!r}") from None
+
+
+def _model(values: dict[str, Any]) -> Model:
+    return Model(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def replay(settings: Settings, events: Iterable[ev.Event]) -> Hypervisor:

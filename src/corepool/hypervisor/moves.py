@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from corepool.hypervisor import actions as ac
-from corepool.hypervisor.events import Switching
+from corepool.hypervisor.events import Sharing, Switching
 from corepool.hypervisor.placement import Cores, in_order
 from corepool.hypervisor.records import Book, Core, CoreState, Job, Lease, Phase
 from corepool.hypervisor.settings import Settings
@@ -50,9 +50,9 @@ class Moves:
         """Take planned cores that are free; if all are there, program them for the next job, or start it."""
         self._reserve(lease)
         complete = self._complete(lease)
-        if not lease.granted and complete and len(lease.plan) >= lease.minimum:
+        if not lease.granted and (lease.sharing is Sharing.PRIVATE or (complete and lease.plan)):
             lease.granted = True
-            self.out.append(ac.LeaseGranted(lease.lease, tuple(sorted(lease.plan))))
+            self.out.append(ac.LeaseGranted(lease.lease, tuple(sorted(lease.own))))
         if lease.phase is Phase.RUNNING and lease.switching is Switching.LAYER and complete and lease.reserved:
             if self._worth_stopping(lease):
                 self._stop_early(lease)
@@ -223,9 +223,7 @@ class Moves:
         """A lease that is being released and does nothing any more: clear its cores and forget it."""
         self._let_go(lease.reserved)
         self._clear(lease.cores)
-        tenant = self.book.tenants[lease.tenant]
-        tenant.leases.discard(lease.lease)
-        tenant.leased -= lease.maximum
+        self.book.tenants[lease.tenant].leases.discard(lease.lease)
         del self.book.leases[lease.lease]
         if lease.admitted:
             self.out.append(ac.DropWindow(lease.lease))

@@ -64,14 +64,15 @@ def public(demands: Sequence[Demand], cores: int, now: int) -> Shares:
 
 
 def _floor(demands: Sequence[Demand], cores: int) -> tuple[list[int], int]:
-    """Everyone's minimum, and one core for each lease with work, the most urgent first; and what is left."""
+    """What is promised: its minimum to each lease with work, then one core to those without a minimum, the most urgent
+    first; and what is left. Leases without work lend theirs."""
     shares = [0] * len(demands)
-    order = sorted(range(len(demands)), key=lambda i: (demands[i].urgency, i))
+    order = sorted((i for i in range(len(demands)) if demands[i].waiting), key=lambda i: (demands[i].urgency, i))
     for i in order:
         shares[i] = min(demands[i].minimum, cores)
         cores -= shares[i]
     for i in order:
-        if demands[i].waiting and not shares[i] and cores:
+        if not shares[i] and cores:
             shares[i] = 1
             cores -= 1
     return shares, cores
@@ -98,16 +99,11 @@ def private_even(demands: Sequence[Demand], cores: int, now: int) -> Shares:
 
 
 def _as_it_is(demands: Sequence[Demand], cores: int) -> Shares:
-    """What leases hold, brought within minimum and maximum."""
-    shares = [min(demand.minimum, demand.maximum) for demand in demands]
-    left = cores - sum(shares)
-    if left < 0:
-        return tuple(_floor(demands, cores)[0])
-    for i, demand in enumerate(demands):
-        more = max(min(demand.held, demand.maximum) - shares[i], 0)
-        more = min(more, left)
-        shares[i] += more
-        left -= more
+    """What leases hold, as far as their maxima and the cores allow."""
+    shares = []
+    for demand in demands:
+        shares.append(min(demand.held, demand.maximum, cores))
+        cores -= shares[-1]
     return tuple(shares)
 
 

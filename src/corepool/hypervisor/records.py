@@ -118,6 +118,11 @@ class Lease:
         return self.running if self.running is not None else (self.queue[0] if self.queue else None)
 
     @property
+    def charged(self) -> int:
+        """Cores that count against the quota: what it may have, or still has."""
+        return max(self.maximum, len(self.own))
+
+    @property
     def waiting(self) -> int:
         return len(self.queue) + (self.running is not None)
 
@@ -149,14 +154,13 @@ class Lease:
 
 @dataclass(slots=True)
 class Tenant:
-    """``leased``: the maxima of all its leases together, never above ``quota``."""
+    """``quota``: cores that all its leases together may ask for."""
 
     tenant: str
     quota: int
     priority: int
     models: dict[str, Model] = field(default_factory=dict)
     leases: set[str] = field(default_factory=set)
-    leased: int = 0
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ It must not change the book.
 
 from __future__ import annotations
 
+from corepool.device.base import MAX_LEASE_CORES
 from corepool.errors import DeadlineError, HypervisorError, JobError, LeaseError, QuotaError, TenantError
 from corepool.hypervisor import events as ev
 from corepool.hypervisor import planner
@@ -64,7 +65,7 @@ def check_load(book: Book, settings: Settings, event: ev.LoadModel) -> None:
     tenant, model = tenant_of(book, event.tenant), event.model
     if model.name in tenant.models:
         raise JobError(f"tenant {event.tenant!r} has a model {model.name!r} already; unload it first")
-    if len(model.latency_ns) < min(settings.cores, 16):
+    if len(model.latency_ns) < min(settings.cores, MAX_LEASE_CORES):
         raise JobError(
             f"model {model.name!r} has latencies for {len(model.latency_ns)} cores, not for {settings.cores}"
         )
@@ -81,27 +82,26 @@ def check_unload(book: Book, event: ev.UnloadModel) -> None:
             raise JobError(f"model {event.model!r} has jobs on lease {name!r}; wait for them or cancel them")
 
 
-def check_size(
-    book: Book, settings: Settings, tenant: Tenant, minimum: int, maximum: int, sharing: ev.Sharing, before: int
-) -> None:
-    """Numbers of cores for a lease that had ``before`` cores at most."""
-    most = min(settings.cores, 16)
+def check_size(book: Book, settings: Settings, request: ev.RequestLease | ev.ResizeLease, sharing: ev.Sharing) -> None:
+    """Numbers of cores that a new or known lease asks for."""
+    minimum, maximum, tenant = request.minimum, request.maximum, book.tenants[request.tenant]
+    most = min(settings.cores, MAX_LEASE_CORES)
     if not (whole(minimum) and whole(maximum)) or not 0 <= minimum <= maximum <= most or maximum < 1:
         raise LeaseError(
             f"a lease has 1 to {most} cores and a minimum not above its maximum, not {minimum!r}..{maximum!r}"
         )
     if sharing is ev.Sharing.PUBLIC and minimum != maximum:
         raise LeaseError(f"a public lease has a fixed number of cores, not {minimum}..{maximum}")
-    if tenant.leased - before + maximum > tenant.quota:
-        left = tenant.quota - tenant.leased + before
+    left = tenant.quota - sum(book.leases[name].charged for name in tenant.leases if name != request.lease)
+    if maximum > left:
         raise QuotaError(f"tenant {tenant.tenant!r} may lease {left} of its {tenant.quota} cores, not {maximum}")
 
 
 def check_lease(book: Book, settings: Settings, event: ev.RequestLease) -> None:
-    tenant = tenant_of(book, event.tenant)
+    tenant_of(book, event.tenant)
     if not event.lease or event.lease in book.leases:
         raise LeaseError(f"lease {event.lease!r} exists already or has no name; choose another name")
-    check_size(book, settings, tenant, event.minimum, event.maximum, event.sharing, 0)
+    check_size(book, settings, event, event.sharing)
     if not whole(event.window_bytes) or not 1 <= event.window_bytes <= settings.bank_bytes:
         raise LeaseError(
             f"lease {event.lease!r}: a window has 1 to {settings.bank_bytes} bytes, not {event.window_bytes!r}"
@@ -112,8 +112,7 @@ def check_lease(book: Book, settings: Settings, event: ev.RequestLease) -> None:
 
 def check_resize(book: Book, settings: Settings, event: ev.ResizeLease) -> Lease:
     lease = usable_lease(book, event.tenant, event.lease)
-    tenant = book.tenants[event.tenant]
-    check_size(book, settings, tenant, event.minimum, event.maximum, lease.sharing, lease.maximum)
+    check_size(book, settings, event, lease.sharing)
     if lease.admitted and event.minimum > lease.minimum:
         if not planner.fits(book, settings, event.minimum, lease.window_bytes, but=lease.lease):
             raise LeaseError(

@@ -142,7 +142,6 @@ class Hypervisor:
         )  # fmt: skip
         book.leases[event.lease] = lease
         tenant.leases.add(event.lease)
-        tenant.leased += event.maximum
         book.queue.append(event.lease)
         book.queue.sort(key=lambda name: (book.leases[name].order, book.leases[name].serial))
         self._touch(lease)
@@ -159,7 +158,6 @@ class Hypervisor:
 
     def _resize_lease(self, event: ev.ResizeLease) -> None:
         lease = requests.check_resize(self.book, self.settings, event)
-        self.book.tenants[event.tenant].leased += event.maximum - lease.maximum
         lease.minimum, lease.maximum = event.minimum, event.maximum
         self._touch(lease)
         self._replan = True
