@@ -86,6 +86,7 @@ class CoreBench:
             if ctx.get(core.sync_arrived) and release < t - 1:
                 release = t - 1 + config.sync_cycles - 1
             self._serve(t)
+            assert not ctx.get(core.placer.overrun), "lines came faster than they could be placed"
             await ctx.tick()
         raise AssertionError("the core did not come to an end")
 

@@ -41,7 +41,7 @@ class ProgramMaker:
         parameters(rng, config, window, PARAMETERS, half)
         constants(rng, config, window, PARAMETERS + half * config.parameter_word_bytes, half)
         words = [encode(Opcode.LOAD, **self._linear(Target.PARAMETER, PARAMETERS, config.parameter_bytes))]
-        words.append(encode(Opcode.LOAD, **self._linear(Target.WEIGHT, 0, config.weight_bytes // 2), raise_next=1))
+        words.append(encode(Opcode.LOAD, **self._linear(Target.WEIGHT, 0, config.weight_bytes // 2)))
         self._chained = bool(rng.random() < 0.5)
         for number in range(rounds):
             loads = [self._load() for _ in range(rng.integers(1, 5))]

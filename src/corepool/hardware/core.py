@@ -30,7 +30,7 @@ class Core(wiring.Component):
         config = self.config
         m.submodules.dispatch = dispatch = Dispatcher(config)
         m.submodules.load = load = LoadUnit(config)
-        m.submodules.place = place = Placer(config)
+        m.submodules.place = self.placer = place = Placer(config)
         m.submodules.compute = compute = ComputeUnit(config)
         m.submodules.save = save = SaveUnit(config)
         m.submodules.memories = memories = Memories(config)
