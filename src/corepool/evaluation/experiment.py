@@ -21,7 +21,7 @@ Run = Callable[[Lab, Tell], Outcome]
 
 @dataclass(frozen=True)
 class Experiment:
-    """``name`` on the command line, and its module, which has a function ``run``; ``weight`` is its part of all time."""
+    """``name`` on the command line is also that of its module; ``weight`` is its part of the time."""
 
     name: str
     title: str
