@@ -7,6 +7,7 @@ flags and bank masks are left to the linker. DDR addresses are final.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -82,18 +83,16 @@ def _tiles(tiling: Tiling) -> _Tiles:
 
 def generate(operation: Operation, tiling: Tiling, shape: Shape, where: Addresses, config: HardwareConfig) -> Code:
     """The packages of an operation under a tiling, in the order in which they are dealt."""
-    tiles = _tiles(tiling)
-    if operation.accumulates:
-        return _Accumulating(operation, tiles, where, config).code(shape)
-    return _Plain(operation, tiles, where, config).code(shape)
+    kind = _Accumulating if operation.accumulates else _Plain
+    return kind(operation, tiling, where, config).code(shape)
 
 
 class _Generator:
     """What both kinds of packages share: loads, saves and tables. One instance generates one operation under one
     tiling."""
 
-    def __init__(self, operation: Operation, tiles: _Tiles, where: Addresses, config: HardwareConfig) -> None:
-        self.op, self.tiles, self.where, self.config = operation, tiles, where, config
+    def __init__(self, operation: Operation, tiling: Tiling, where: Addresses, config: HardwareConfig) -> None:
+        self.op, self.tiling, self.tiles, self.where, self.config = operation, tiling, _tiles(tiling), where, config
         self.word = config.word_bytes
         self.skip = row_skip(operation)
 
@@ -329,18 +328,26 @@ class _Plain(_Generator):
         return inp[:, 0], inp[:, 1]
 
     def _latency(self, shape: Shape) -> IntArray:
-        g, m, t = geometry(self.op, self.config, shape), machine(self.config), self.tiles
-        result = np.empty(t.count, np.int64)
-        shared_input = bool(np.any(t.place[1:] == t.place[:-1])) and not self.op.depthwise
-        shared_weights = bool(np.any(t.channel[1:] == t.channel[:-1]))
-        for i in range(t.count):
-            b = int(t.b_end[i] - t.b[i])
-            f, o, c, r, _ = tile_costs(
-                g, m, int(t.y[i]), int(t.y_end[i] - t.y[i]), int(t.x[i]), int(t.x_end[i] - t.x[i]), b
-            )
-            w = b * self.op.words * self.config.weight_word_bytes // self.config.ddr.line_bytes
-            result[i] = package_latency(c, r + o + (0 if shared_input else max(f, 0)) + (0 if shared_weights else w), m)
-        return result
+        numbers = geometry(self.op, self.config, shape).tobytes()
+        weight_lines = self.op.words * self.config.weight_word_bytes // self.config.ddr.line_bytes
+        return _package_latencies(numbers, weight_lines, self.op.depthwise, self.tiling, self.config)
+
+
+@lru_cache(maxsize=4096)
+def _package_latencies(
+    numbers: bytes, weight_lines: int, depthwise: bool, tiling: Tiling, config: HardwareConfig
+) -> IntArray:
+    """Predicted latency of every package of a tiling, [t]; once for all layers of the same geometry (``numbers``)."""
+    g, m, t = np.frombuffer(numbers, np.int64).copy(), machine(config), _tiles(tiling)
+    result = np.empty(t.count, np.int64)
+    shared_input = bool(np.any(t.place[1:] == t.place[:-1])) and not depthwise
+    shared_weights = bool(np.any(t.channel[1:] == t.channel[:-1]))
+    sizes = zip(t.y, t.y_end - t.y, t.x, t.x_end - t.x, t.b_end - t.b, strict=True)
+    for i, (y, h, x, w, b) in enumerate(sizes):
+        f, o, c, r, _ = tile_costs(g, m, int(y), int(h), int(x), int(w), int(b))
+        lines = r + o + (0 if shared_input else max(f, 0)) + (0 if shared_weights else int(b) * weight_lines)
+        result[i] = package_latency(c, lines, m)
+    return result
 
 
 class _Accumulating(_Generator):

@@ -12,17 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from corepool.compiler.model import ModelPackage
 from corepool.compiler.static import codegen
+from corepool.compiler.static.choose import choose, predict
 from corepool.compiler.static.graph import Graph, Port
-from corepool.compiler.static.latency import predict
 from corepool.compiler.static.lower import Operation, lower, normalise
 from corepool.compiler.static.memory import align, place_constants, place_maps
 from corepool.compiler.static.tiling import MAX_CORES, Options, Tiling, best_shape, tilings
 from corepool.config import HardwareConfig
 from corepool.errors import ModelError
 from corepool.isa.table import ISA_VERSION, Shape
+
+FIRST_COLUMN = np.array([1] + [0] * 63, np.int32)  # tables count from 0 within their tiling: the first column moves
 
 Progress = Callable[[str, float], None]
 
@@ -80,12 +83,26 @@ def compile_graph(
         layers.append(_Layer(operation, shape, kept, choice, code))
     tell("package", 0.9)
     package = _package(graph, layers, weights, maps, align(end, 4096), config)
+    if options.whole_network:
+        _prune(layers, choose(package, config))
+    else:
+        _prune(layers, package.choice)
+    package = _package(graph, layers, weights, maps, align(end, 4096), config)
     tell("latency table", 0.95)
     package.meta["predicted_cycles"] = [predict(package, n, config) for n in range(1, MAX_CORES + 1)]
     package.check(graph.name)
     tell("done", 1.0)
     report = {"compile_graph_s": time.perf_counter() - started}
     return Compiled(package, graph, config, report)
+
+
+def _prune(layers: list[_Layer], choice: npt.NDArray[np.int32]) -> None:
+    """Set the choice of each layer, and drop the tilings that no number of cores uses."""
+    for layer, row in zip(layers, choice, strict=True):
+        used = sorted({int(c) for c in row})
+        layer.tilings = [layer.tilings[k] for k in used]
+        layer.code = [layer.code[k] for k in used]
+        layer.choice = [used.index(int(c)) for c in row]
 
 
 def _addresses(graph: Graph, operation: Operation, maps: dict[str, int], config: HardwareConfig) -> codegen.Addresses:
@@ -130,10 +147,8 @@ def _package(
         consumer_rows += readers
         for part in layer.code:
             tiling_rows.append((ifp_count, len(part.packages)))
-            part.packages[:, 0] += step_count
-            part.steps[:, 0] += code_count
-            ifps.append(part.packages)
-            steps.append(part.steps)
+            ifps.append(part.packages + np.int32(step_count) * FIRST_COLUMN[: part.packages.shape[1]])
+            steps.append(part.steps + np.int32(code_count) * FIRST_COLUMN[: part.steps.shape[1]])
             code.append(part.instructions)
             ifp_count += len(part.packages)
             step_count += len(part.steps)

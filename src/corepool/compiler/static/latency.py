@@ -1,5 +1,4 @@
-"""The latency table: predicts the cycles of linked streams with a pipeline model of the core, one pass over the
-instructions.
+"""The pipeline model: how many cycles a layer's instructions take on their cores, in one pass over them.
 
 It must not know the simulator: the two are compared, so they must not share code. Memory is priced by lines on average,
 not burst by burst.
@@ -7,87 +6,74 @@ not burst by burst.
 
 from __future__ import annotations
 
-import numba
+from functools import cache
+
 import numpy as np
 import numpy.typing as npt
 
-from corepool.compiler.dynamic import link
-from corepool.compiler.model import ModelPackage
+from corepool.compiler.dynamic.compiled import hot
 from corepool.config import HardwareConfig
 from corepool.isa.table import Opcode, field_of
 
 IntArray = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
 
-
-def predict(package: ModelPackage, cores: int, config: HardwareConfig) -> int:
-    """Predicted cycles of one inference on the device's first ``cores`` cores; 0 if the device has fewer."""
-    return layer_times(package, cores, config)[-1] if cores <= config.cores else 0
-
-
-def layer_times(package: ModelPackage, cores: int, config: HardwareConfig) -> list[int]:
-    """Predicted cycle at which each layer ends (all cores have arrived at its SYNC, or at the END)."""
-    linked = link(package, range(cores), config)
-    machine = np.array(
-        [
-            config.ddr.line_bytes,
-            16 * config.cores_per_bank * config.ddr.period_rounds // config.ddr.active_rounds,
-            config.ddr.read_latency,
-            config.ddr.write_latency,
-            config.compute_latency,
-            config.pixels,
-            config.sync_cycles,
-            config.word_bytes,
-            config.feature_banks,
-            config.burst_bytes,
-            config.setup_cycles,
-        ],
-        np.int64,
-    )
-    fields = _fields(linked.instructions)
-    banks = np.array([config.bank_of(c) for c in range(cores)], np.int64)
-    ends = np.zeros(len(package.layers), np.int64)
-    _predict(fields, linked.bounds, banks, machine, ends)
-    return [int(end) for end in ends]
-
-
+# Fields that the model reads, by kind of instruction: they become columns 2, 3, ... behind opcode and token bits.
 _NAMES = {
     Opcode.LOAD: ("target", "rows", "blocks", "pixels", "row_stride", "block_stride"),
     Opcode.SAVE: ("banks", "rows", "blocks", "pixels", "row_stride", "block_stride"),
     Opcode.CONV: (
-        "shape",
-        "in_blocks",
-        "out_blocks",
-        "kernel_h",
-        "kernel_w",
-        "stride_y",
-        "stride_x",
-        "rows",
-        "cols",
-        "dilation_x",
-        "last",
+        "shape", "in_blocks", "out_blocks", "kernel_h", "kernel_w", "stride_y", "stride_x", "rows", "cols",
+        "dilation_x", "last",
     ),
-}
-_PLACES = {name: i + 2 for opcode in _NAMES for i, name in enumerate(_NAMES[opcode])}
+}  # fmt: skip
+COLUMNS = 2 + max(len(names) for names in _NAMES.values())
+_RING = 64  # tokens that may be on their way at once; the linker never has more than a few
 
 
-def _fields(code: npt.NDArray[np.uint64]) -> IntArray:
-    """Columns [n, 13] of int64: opcode, token bits, then the fields of _NAMES for the instruction's kind."""
-    out = np.zeros((len(code), 13), np.int64)
-    out[:, 0] = (code[:, 0] & np.uint64(15)).astype(np.int64)
-    out[:, 1] = ((code[:, 0] >> np.uint64(4)) & np.uint64(15)).astype(np.int64)
-    kinds = {Opcode.LOAD: [Opcode.LOAD], Opcode.SAVE: [Opcode.SAVE]}
-    kinds[Opcode.CONV] = [Opcode.CONV, Opcode.DWCONV, Opcode.POOL, Opcode.ADD, Opcode.MUL]
-    for like, opcodes in kinds.items():
-        mask = np.isin(out[:, 0], [int(o) for o in opcodes])
-        chosen = code[mask]
-        for i, name in enumerate(_NAMES[like]):
-            spec = field_of(like, name)
-            values = (chosen[:, spec.word] >> np.uint64(spec.shift)) & np.uint64((1 << spec.width) - 1)
-            out[mask, i + 2] = values.astype(np.int64)
-    return out
+def _places(opcode: Opcode) -> npt.NDArray[np.int64]:
+    """Word, shift and mask of each field [n, 3]."""
+    fields = [field_of(opcode, name) for name in _NAMES[opcode]]
+    return np.array([(f.word, f.shift, (1 << f.width) - 1) for f in fields], np.int64)
 
 
-@numba.njit(cache=True)
+_LOAD, _SAVE, _COMPUTE = (_places(opcode) for opcode in (Opcode.LOAD, Opcode.SAVE, Opcode.CONV))
+
+
+@cache
+def machine(config: HardwareConfig) -> IntArray:
+    """What the model needs to know of a configuration."""
+    values = [
+        config.ddr.line_bytes,
+        16 * config.cores_per_bank * config.ddr.period_rounds // config.ddr.active_rounds,
+        config.ddr.read_latency,
+        config.ddr.write_latency,
+        config.compute_latency,
+        config.pixels,
+        config.sync_cycles,
+        config.word_bytes,
+        config.feature_banks,
+        config.burst_bytes,
+        config.setup_cycles,
+    ]
+    return np.array(values, np.int64)
+
+
+@hot
+def decode(code: Words, begin: int, end: int, fields: IntArray) -> None:
+    """Rows ``begin .. end`` of ``fields`` [n, COLUMNS]: opcode, token bits, then the fields of the instruction's
+    kind."""
+    for i in range(begin, end):
+        word = np.int64(code[i, 0])
+        opcode = word & 15
+        fields[i, 0], fields[i, 1] = opcode, (word >> 4) & 15
+        places = _LOAD if opcode == 1 else _SAVE if opcode == 2 else _COMPUTE
+        if opcode < 8:
+            for k in range(len(places)):
+                fields[i, 2 + k] = np.int64(code[i, places[k, 0]] >> np.uint64(places[k, 1])) & places[k, 2]
+
+
+@hot
 def _transfer_lines(f: IntArray, m: IntArray) -> int:
     """DDR lines of a LOAD or SAVE, runs at unknown alignment."""
     rows, blocks, pixels, row_stride, block_stride = f[3], f[4], f[5], f[6], f[7]
@@ -101,7 +87,7 @@ def _transfer_lines(f: IntArray, m: IntArray) -> int:
     return runs * (size - m[7] + m[0]) // m[0]
 
 
-@numba.njit(cache=True)
+@hot
 def _duration(f: IntArray, m: IntArray) -> int:
     """Cycles of a compute instruction, as documented for the machine."""
     opcode, pixels = f[0], m[5]
@@ -118,13 +104,14 @@ def _duration(f: IntArray, m: IntArray) -> int:
             while unit_h * unit_h * 4 <= pixels:
                 unit_h *= 2
         unit_w = pixels // unit_h
-        worst = 0
-        hits = np.zeros(m[8], np.int64)
-        for y in range(unit_h):
-            for x in range(unit_w):
-                bank = (x * sx + max(1, pixels - 1) * y * sy) % m[8]
-                hits[bank] += 1
-                worst = max(worst, hits[bank])
+        worst = 1
+        for one in range(pixels):  # the most pixels of a step that lie in one feature bank
+            same = 0
+            bank = (one % unit_w * sx + max(1, pixels - 1) * (one // unit_w) * sy) % m[8]
+            for other in range(pixels):
+                if bank == (other % unit_w * sx + max(1, pixels - 1) * (other // unit_w) * sy) % m[8]:
+                    same += 1
+            worst = max(worst, same)
         groups = out_blocks * -(-rows // unit_h) * -(-cols // unit_w)
         k = kh * kw * in_blocks * worst
     else:
@@ -136,71 +123,35 @@ def _duration(f: IntArray, m: IntArray) -> int:
     return groups * max(k, pixels) + pixels + m[4]
 
 
-@numba.njit(cache=True)
-def _predict(fields: IntArray, bounds: IntArray, banks: IntArray, m: IntArray, ends: IntArray) -> None:
-    cores = len(bounds) - 1
-    per_bank = np.zeros(banks.max() + 1, np.int64)
-    for c in range(cores):
-        per_bank[banks[c]] += 1
-    position = bounds[:-1].copy()
-    now = 0
-    arrived = np.empty(cores, np.int64)
-    saves_to = np.zeros(len(per_bank), np.int64)
-    foreign = np.zeros(
-        len(per_bank), np.int64
-    )  # cycles (x16) that writes from other banks take in each of a bank's slots, this layer
-    for layer in range(len(ends)):
-        # What cores of other banks write into a bank's slots during this layer.
-        foreign[:] = 0
-        for c in range(cores):
-            i = position[c]
-            while fields[i, 0] < 8:
-                if fields[i, 0] == 2:
-                    cost = _transfer_lines(fields[i], m) * m[1]
-                    for b in range(len(per_bank)):
-                        if b != banks[c] and fields[i, 2] >> b & 1:
-                            foreign[b] += cost // per_bank[b]
-                i += 1
-        for c in range(cores):
-            arrived[c], position[c] = _core(fields, position[c], now, foreign[banks[c]] // 16, saves_to, m)
-        ends[layer] = arrived.max()
-        now = ends[layer] + m[6]
-
-
-@numba.njit(cache=True)
-def _core(fields: IntArray, i: int, now: int, foreign: int, scratch: IntArray, m: IntArray) -> tuple[int, int]:
-    """One core from ``now`` to its next SYNC or END: when it arrives, and the instruction behind."""
-    slot16 = now * 16
-    load_free, compute_free, save_free, acknowledged = now, now, now, now
-    l2c, c2l, c2s, s2c = (
-        np.empty(4096, np.int64),
-        np.empty(4096, np.int64),
-        np.empty(4096, np.int64),
-        np.empty(4096, np.int64),
-    )
+@hot
+def _core(fields: IntArray, i: int, foreign: int, head_lines: int, rings: IntArray, m: IntArray) -> tuple[int, int]:
+    """One core from 0 to its next SYNC or END: when it arrives, and the instruction behind."""
+    slot16 = head_lines * m[1]
+    load_free, compute_free, save_free, acknowledged = 0, 0, 0, 0
+    l2c, c2l, c2s, s2c = rings[0], rings[1], rings[2], rings[3]
     l2c_n, c2l_n, c2s_n, s2c_n = 0, 0, 0, 0
     l2c_t, c2l_t, c2s_t, s2c_t = 0, 0, 0, 0
     work, written, last_lines = 0, 0, 0
-    first_save, last_save = now, now
+    first_save, last_save = 0, 0
     while fields[i, 0] < 8:
         f = fields[i]
         bits = f[1]
         if f[0] == 1:
             start = load_free
             if bits & 2:
-                start = max(start, c2l[c2l_t & 4095])
+                start = max(start, c2l[c2l_t % _RING])
                 c2l_t += 1
             lines = _transfer_lines(f, m)
             slot16 = max(slot16, (start + m[10]) * 16) + lines * m[1]
             work += lines
             load_free = max(start + m[10], slot16 // 16 - 8 * m[9] * m[1] // m[0] // 16)
             if bits & 8:
-                l2c[l2c_n & 4095] = slot16 // 16 + m[2]
+                l2c[l2c_n % _RING] = slot16 // 16 + m[2]
                 l2c_n += 1
         elif f[0] == 2:
             start = save_free
             if bits & 1:
-                start = max(start, c2s[c2s_t & 4095])
+                start = max(start, c2s[c2s_t % _RING])
                 c2s_t += 1
             words = f[3] * f[4] * f[5]
             lines = _transfer_lines(f, m)
@@ -214,25 +165,25 @@ def _core(fields: IntArray, i: int, now: int, foreign: int, scratch: IntArray, m
             slot16 += lines * m[1]
             acknowledged = max(acknowledged, max(save_free, start + lines * m[1] // 16) + m[3])
             if bits & 4:
-                s2c[s2c_n & 4095] = save_free
+                s2c[s2c_n % _RING] = save_free
                 s2c_n += 1
         else:
             start = compute_free
             if bits & 1:
-                start = max(start, l2c[l2c_t & 4095])
+                start = max(start, l2c[l2c_t % _RING])
                 l2c_t += 1
             if bits & 2:
-                start = max(start, s2c[s2c_t & 4095])
+                start = max(start, s2c[s2c_t % _RING])
                 s2c_t += 1
             compute_free = start + _duration(f, m)
             if bits & 4:
-                c2l[c2l_n & 4095] = compute_free
+                c2l[c2l_n % _RING] = compute_free
                 c2l_n += 1
             if bits & 8:
-                c2s[c2s_n & 4095] = compute_free
+                c2s[c2s_n % _RING] = compute_free
                 c2s_n += 1
         i += 1
-    busy = now + (work * m[1]) // 16 + foreign  # the slot cannot be faster than its lines
+    busy = (head_lines + work) * m[1] // 16 + foreign  # the slot cannot be faster than its lines
     if written:
         # Writes begin with the first result; the last save shares its lanes with those of the other banks' cores.
         own = written * m[1] // 16
@@ -240,3 +191,35 @@ def _core(fields: IntArray, i: int, now: int, foreign: int, scratch: IntArray, m
         busy = max(busy, last_save + last_lines * m[1] // 16 * (own + foreign) // max(own, 1))
     arrival = max(max(compute_free, acknowledged), max(save_free, busy + m[3]))
     return arrival, i + 1
+
+
+@hot
+def layer_cycles(
+    fields: IntArray, position: IntArray, banks: IntArray, head_lines: IntArray, foreign: IntArray, rings: IntArray,
+    m: IntArray
+) -> int:  # fmt: skip
+    """Cycles of one layer from its start to the last core's arrival at the SYNC or END behind it.
+
+    ``position`` [cores]: each core's first instruction in ``fields``, moved behind its SYNC or END. ``head_lines``
+    [cores]:
+    lines that a core's slot still has to move for what was requested before. ``foreign`` [2, banks], ``rings`` [4, 64]:
+    scratch.
+    """
+    for b in range(foreign.shape[1]):
+        foreign[0, b] = foreign[1, b] = 0
+    for c in range(len(position)):
+        foreign[1, banks[c]] += 1
+    for c in range(len(position)):  # what cores of other banks write into a bank's slots, in cycles x 16 of each slot
+        i = position[c]
+        while fields[i, 0] < 8:
+            if fields[i, 0] == 2:
+                cost = _transfer_lines(fields[i], m) * m[1]
+                for b in range(foreign.shape[1]):
+                    if b != banks[c] and foreign[1, b] and fields[i, 2] >> b & 1:
+                        foreign[0, b] += cost // foreign[1, b]
+            i += 1
+    last = 0
+    for c in range(len(position)):
+        arrival, position[c] = _core(fields, position[c], foreign[0, banks[c]] // 16, head_lines[c], rings, m)
+        last = max(last, arrival)
+    return last

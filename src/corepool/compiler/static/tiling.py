@@ -6,7 +6,7 @@ It must not know instructions or addresses. A tile becomes an instruction frame 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,7 @@ from corepool.isa.table import Opcode, Shape
 
 MAX_CORES = 16
 MAX_TILES = 320  # of one layer: 20 for each of 16 cores
-MAX_KEPT = 6  # tilings of a layer that go into the package
-TOLERANCE = 1.004  # a tiling may be dropped if others cost at most 0.4% more
+WORTH_TRYING = 1.2  # a tiling may cost so much more than the best alone, and still be the best in its place
 TILE_COST = 32  # cycles that a tile must save: streams of many small tiles are slow to link and to send to the card
 
 
@@ -30,6 +29,7 @@ class Options:
 
     pixel_shapes: bool = True
     flatten: bool = True
+    whole_network: bool = True  # choose tilings with regard to the layers that read the results
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def machine(config: HardwareConfig) -> npt.NDArray[np.int64]:
 def tilings(
     operation: Operation, config: HardwareConfig, shape: Shape, cores: int = MAX_CORES
 ) -> tuple[list[Tiling], list[int]]:
-    """The tilings of an operation that the package keeps, and for 1 .. cores cores the number of the one to use."""
+    """The tilings of an operation that are worth compiling, and for 1 .. cores cores the number of the cheapest."""
     if operation.accumulates:
         return [_accumulating(operation, config)], [0] * cores
     unit_h, unit_w = (1, config.pixels) if operation.opcode is not Opcode.CONV else shape_size(shape, config.pixels)
@@ -210,7 +210,7 @@ def tilings(
         grids, prices = _search(operation, config, shape, heights, widths, block_counts, 1 << 16, cores)
     if not len(grids):
         raise ModelError(f"layer {operation.name}: no tile of it fits the memories of a core")
-    kept, choice = _keep(prices + TILE_COST * grids[:, :3].prod(axis=1, keepdims=True))
+    kept, choice = _keep(grids, prices + TILE_COST * grids[:, :3].prod(axis=1, keepdims=True))
     cuts = tuple(sorted({0, *(s.out[1] for s in operation.segments)})) if grouped else ()
     return [_tiling(operation, grids[k], (unit_h, unit_w), cuts) for k in kept], choice
 
@@ -220,34 +220,56 @@ def _all_counts(units: int) -> list[int]:
 
 
 def _search(
-    operation: Operation, config: HardwareConfig, shape: Shape, heights: list[int], widths: list[int],
-    blocks: list[int], limit: int, cores: int
+    operation: Operation,
+    config: HardwareConfig,
+    shape: Shape,
+    heights: list[int],
+    widths: list[int],
+    blocks: list[int],
+    limit: int,
+    cores: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    numbers = geometry(operation, config, shape).tobytes()
+    return _search_cached(numbers, config, tuple(heights), tuple(widths), tuple(blocks), limit, cores)
+
+
+@lru_cache(maxsize=512)
+def _search_cached(
+    numbers: bytes, config: HardwareConfig, heights: tuple[int, ...], widths: tuple[int, ...], blocks: tuple[int, ...],
+    limit: int, cores: int,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:  # fmt: skip
-    grids, prices = search.search(
-        geometry(operation, config, shape),
-        machine(config),
-        np.array(heights, np.int64),
-        np.array(widths, np.int64),
-        np.array(blocks, np.int64),
-        limit,
-        cores,
-    )
+    """The search, once for all layers of the same geometry."""
+    parts = (np.array(values, np.int64) for values in (heights, widths, blocks))
+    grids, prices = search.search(np.frombuffer(numbers, np.int64).copy(), machine(config), *parts, limit, cores)  # type: ignore[call-arg,arg-type]
     return grids, prices
 
 
-def _keep(prices: npt.NDArray[np.int64]) -> tuple[list[int], list[int]]:
-    """A few rows of ``prices`` [k, cores] that are nearly as good as all of them, and the best of these for each number
-    of cores."""
-    best = prices.min(axis=0)
-    kept: list[int] = []
-    current = np.full(prices.shape[1], np.iinfo(np.int64).max // 2)
-    while len(kept) < MAX_KEPT and np.any(current > best * TOLERANCE):
-        loss = (np.minimum(prices, current) / best).sum(axis=1)
-        pick = int(np.argmin(loss))
-        kept.append(pick)
-        current = np.minimum(current, prices[pick])
-    choice = prices[kept].argmin(axis=0)
-    return kept, [int(c) for c in choice]
+def _keep(grids: npt.NDArray[np.int64], prices: npt.NDArray[np.int64]) -> tuple[list[int], list[int]]:
+    """The grids [k, 4] worth compiling, and the cheapest of these for each number of cores by ``prices`` [k, cores].
+
+    For each number of cores the cheapest of every kind: what is best alone may not be best beside its neighbours, since
+    results go to the banks of the cores that read them.
+    """
+    places, channels, outer = grids[:, 0] * grids[:, 1], grids[:, 2], grids[:, 3] == 1
+    kept: dict[int, None] = {}
+    for n in range(1, prices.shape[1] + 1):
+        kinds = (
+            channels == 1,
+            places == 1,
+            ~outer & (channels > 1) & (places > 1),
+            outer,
+            places % n == 0,
+            ~outer & (places >= n),
+        )
+        column = prices[:, n - 1]
+        for kind in kinds:
+            if kind.any():
+                pick = int(np.flatnonzero(kind)[column[kind].argmin()])
+                if column[pick] <= column.min() * WORTH_TRYING:
+                    kept[pick] = None
+    order = sorted(kept)
+    choice = prices[order].argmin(axis=0)
+    return order, [int(c) for c in choice]
 
 
 def _tiling(
