@@ -85,6 +85,8 @@ class Bank(wiring.Component):
 
     def __init__(self, config: HardwareConfig) -> None:
         self.config = config
+        self._slots = [Slot(config) for _ in range(config.cores_per_bank)]
+        self._buffers = [WriteBuffer(config) for _ in range(config.cores)]
         super().__init__(
             {
                 "first_core": In(id_bits(config)),
@@ -100,8 +102,6 @@ class Bank(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        self._slots = [Slot(self.config) for _ in range(self.config.cores_per_bank)]
-        self._buffers = [WriteBuffer(self.config) for _ in range(self.config.cores)]
         for number, slot in enumerate(self._slots):
             m.submodules[f"slot{number}"] = share(platform, slot, "corepool_slot")
         for number, buffer in enumerate(self._buffers):

@@ -24,6 +24,7 @@ class Barrier(wiring.Component):
         if config.sync_cycles < SHORTEST:
             raise ValueError(f"a SYNC takes at least {SHORTEST} cycles, not {config.sync_cycles}")
         self.config = config
+        self.passed = Signal(range(config.sync_cycles - 1))  # cycles for which all have been there
         super().__init__(
             {
                 "cores": In(config.cores),
@@ -38,13 +39,12 @@ class Barrier(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         last = self.config.sync_cycles - 2
-        passed = Signal(range(last + 1))
         m.d.comb += [
             self.met.eq(self.enable & (self.cores != 0) & (self.arrived | ~self.cores).all()),
-            self.release.eq(self.met & ~self.hold & (passed == last)),
+            self.release.eq(self.met & ~self.hold & (self.passed == last)),
         ]
         with m.If(self.met & ~self.hold & ~self.release):
-            m.d.sync += passed.eq(passed + 1)
+            m.d.sync += self.passed.eq(self.passed + 1)
         with m.Else():
-            m.d.sync += passed.eq(0)
+            m.d.sync += self.passed.eq(0)
         return m

@@ -85,7 +85,10 @@ class Pool(wiring.Component):
 
     def __init__(self, config: HardwareConfig, make_core: MakeCore) -> None:
         self.config = check_pool_config(config)
-        self._make_core = make_core
+        self._banks = [Bank(config) for _ in range(config.banks)]
+        self._ports = [CorePort(config) for _ in range(config.cores)]
+        self._cores = [make_core(config) for _ in range(config.cores)]
+        self._leases = [Lease(config) for _ in range(config.cores)]
         super().__init__(
             {
                 "host": In(LiteSignature()),
@@ -101,10 +104,6 @@ class Pool(wiring.Component):
         m.submodules.owners = self._owners = Owners(config)
         m.submodules.bridge = bridge = LiteBridge()
         m.submodules.registers = self._registers = RegisterFile(config)
-        self._banks = [Bank(config) for _ in range(config.banks)]
-        self._ports = [CorePort(config) for _ in range(config.cores)]
-        self._cores = [self._make_core(config) for _ in range(config.cores)]
-        self._leases = [Lease(config) for _ in range(config.cores)]
         for name, group in (
             ("bank", self._banks),
             ("port", self._ports),
