@@ -1,0 +1,166 @@
+"""The part of multi-task in which jobs arrive by themselves: latency, deadlines and fairness at rising load.
+
+It must not know how policies decide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from corepool.evaluation import plots
+from corepool.evaluation.designs import Design, Designs, Task, arrivals, tasks_of
+from corepool.evaluation.lab import Lab, Tell
+from corepool.evaluation.results import Claim, Outcome, Plot, Table, jain
+from corepool.hypervisor.settings import SECOND
+
+TENANTS = 8
+DEADLINE = 4  # times the latency on a tenant's even share of the pool
+BURSTS = {"Poisson": 1.0, "bursty": 8.0}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One design at one load. Latencies in milliseconds over all jobs.
+
+    ``fairness``: Jain's index over the tenants' mean slow-down against the whole pool; ``rate``: jobs a second, until
+    the last was done; ``programs``: how often a lease's cores or model changed.
+    """
+
+    p50_ms: float
+    p99_ms: float
+    mean_slowdown: float
+    deadlines: float
+    fairness: float
+    rate: float
+    programs: int
+
+
+def study(lab: Lab, designs: Designs, tell: Tell) -> Outcome:
+    """Every design at every load, with the same arrivals."""
+    loads = (0.3, 0.7, 1.0) if lab.quick else tuple(round(0.1 * step, 1) for step in range(1, 13))
+    jobs = 600 if lab.quick else 4000
+    compared = [
+        designs.pool("private-even"),
+        designs.pool("private-throughput"),
+        designs.pool("private-deadline"),
+        designs.public(lab.config.cores // TENANTS),
+        designs.multi(),
+        *(designs.single(shape) for shape in designs.large),
+    ]
+    points: dict[str, dict[str, dict[float, Point]]] = {}
+    steps = [(burst, load) for burst in BURSTS for load in loads]
+    for number, (burst, load) in enumerate(steps):
+        for place, design in enumerate(compared):
+            tell(f"{burst}, load {load:g}", (number + place / len(compared)) / len(steps))
+            point = _point(lab, designs, design, load, BURSTS[burst], jobs)
+            points.setdefault(burst, {}).setdefault(design.name, {})[load] = point
+    data = {
+        "tenants": TENANTS,
+        "jobs": jobs,
+        "deadline": f"{DEADLINE} times the latency on {lab.config.cores // TENANTS} cores of the pool",
+        "points": {
+            burst: {name: {str(load): vars(point) for load, point in row.items()} for name, row in by_design.items()}
+            for burst, by_design in points.items()
+        },
+    }
+    note = (
+        f"Arrivals: {TENANTS} tenants, two with each network, {jobs} jobs, the same for every design. Load 1 is what "
+        f"all {lab.config.cores} cores of the pool can do. A deadline is {DEADLINE} times the latency on a tenant's even "
+        "share of the pool; jobs that private-deadline refuses count as missed. Slow-down is latency over that on the "
+        "idle pool. Beyond load 1 queues grow as long as jobs come, so latencies depend on the number of jobs."
+    )
+    return Outcome(data, _tables(points), [_plot(points)], _claims(points), [note])
+
+
+def _tasks(lab: Lab, designs: Designs, load: float, burst: float) -> list[Task]:
+    share = lab.config.cores // TENANTS
+    made = []
+    for task in tasks_of(lab.networks, TENANTS):
+        latency = designs.pool_models[task.network].latency_ns
+        rate = load * SECOND / latency[-1] / TENANTS
+        made.append(replace(task, rate=rate, burst=burst, deadline_ns=DEADLINE * latency[share - 1]))
+    return made
+
+
+def _point(lab: Lab, designs: Designs, design: Design, load: float, burst: float, jobs: int) -> Point:
+    tasks = _tasks(lab, designs, load, burst)
+    network = {task.name: task.network for task in tasks}
+    submitted = list(arrivals(design, tasks, jobs, lab.seed))
+    owner = {event.job: event.tenant for event in submitted}  # type: ignore[attr-defined]
+    record = design.run(tasks, submitted)
+    latency = np.array(record.ended, np.int64) - np.array(record.submitted, np.int64)
+    owners = [owner[job] for job in record.job]
+    alone = np.array([designs.pool_models[network[name]].latency_ns[-1] for name in owners], np.float64)
+    slowdown = latency / alone
+    by_tenant = [
+        float(slowdown[[name == task.name for name in owners]].mean()) for task in tasks if task.name in owners
+    ]
+    in_time = len(record.late) - sum(record.late)
+    return Point(
+        p50_ms=float(np.quantile(latency, 0.5)) / 1e6,
+        p99_ms=float(np.quantile(latency, 0.99)) / 1e6,
+        mean_slowdown=float(slowdown.mean()),
+        deadlines=in_time / jobs,
+        fairness=jain(by_tenant),
+        rate=len(latency) * SECOND / record.now,
+        programs=record.spent.programs,
+    )
+
+
+def _tables(points: dict[str, dict[str, dict[float, Point]]]) -> list[Table]:
+    tables = []
+    for burst, by_design in points.items():
+        loads = list(next(iter(by_design.values())))
+        for what, title, factor in (
+            ("p50_ms", "median latency, ms", 1.0),
+            ("p99_ms", "99th percentile of latency, ms", 1.0),
+            ("deadlines", "deadlines met, %", 100.0),
+            ("fairness", "fairness (Jain) of slow-down", 1.0),
+        ):
+            rows: list[tuple[Any, ...]] = [
+                (name, *(factor * getattr(row[load], what) for load in loads)) for name, row in by_design.items()
+            ]
+            tables.append(Table(f"{burst} arrivals: {title}, by load", ("design", *(f"{x:g}" for x in loads)), rows))
+    return tables
+
+
+def _plot(points: dict[str, dict[str, dict[float, Point]]]) -> Plot:
+    made, axes = plots.figure(len(points), 3, width=13, height=3.3)
+    for row, (burst, by_design) in enumerate(points.items()):
+        left, middle, right = axes[3 * row : 3 * row + 3]
+        for index, (name, line) in enumerate(by_design.items()):
+            loads = list(line)
+            plots.line(left, index, loads, [point.p99_ms for point in line.values()], name, markersize=3)
+            plots.line(middle, index, loads, [100 * point.deadlines for point in line.values()], name, markersize=3)
+            plots.line(right, index, loads, [point.fairness for point in line.values()], name, markersize=3)
+        left.set(yscale="log", ylabel=f"{burst}: p99 latency, ms", xlabel="load")
+        middle.set(ylabel="deadlines met, %", xlabel="load", ylim=(0, 103))
+        right.set(ylabel="fairness (Jain)", xlabel="load", ylim=(0, 1.03))
+    axes[0].legend(fontsize=7)
+    caption = "Eight tenants with four networks at rising load: latency, deadlines met and fairness of every design."
+    return Plot("multi-task-arrivals.png", caption, plots.png(made))
+
+
+def _claims(points: dict[str, dict[str, dict[float, Point]]]) -> list[Claim]:
+    bursty = points["bursty"]
+    public = next(name for name in bursty if name.startswith("public"))
+    load = min(bursty[public], key=lambda each: abs(each - 0.7))
+    ours = bursty["private-throughput"][load]
+    claims = []
+    for other in ("private-even", public):
+        theirs = bursty[other][load]
+        better = ours.p99_ms <= theirs.p99_ms and ours.rate >= theirs.rate
+        claims.append(
+            Claim(
+                f"private-throughput against {other}, mixed bursty load {load:g}: p99, jobs/s, fairness",
+                "goal of this project: better p99 and throughput",
+                f"{theirs.p99_ms:.0f} ms, {theirs.rate:.1f}/s, {theirs.fairness:.2f}",
+                f"{ours.p99_ms:.0f} ms, {ours.rate:.1f}/s, {ours.fairness:.2f}",
+                "reached" if better else "missed",
+                "" if better else "the policy serves what gains most first, which long networks pay for",
+            )
+        )
+    return claims
