@@ -257,6 +257,45 @@ def test_failed_clearing_taints_and_the_plan_does_without() -> None:
     assert world.hypervisor.book.cores[0].state is CoreState.TAINTED
 
 
+def test_a_plan_does_not_wait_for_cores_that_could_not_be_cleared() -> None:
+    world = World(Settings(cores=8, banks=2))
+    world.tenant("ann", quota=8)
+    world.tenant("bob", quota=8)
+    for name, cores in (("a", 2), ("b", 2), ("c", 3)):
+        world.lease("ann", name, cores, cores, sharing=ev.Sharing.PUBLIC)
+        world.clear_all()
+        submit(world, name, ord(name))
+        world.finish(name)  # they run
+    world.lease("bob", "d", 0, 2)
+    for name in "ab":
+        world.do(ev.ReleaseLease(world.now, "ann", name))
+        world.finish(name)
+    submit(world, "d", 1)  # two cores of one bank will be free, as soon as they are cleared
+    epoch = next(epoch for epoch, cores in world.ledger.clears.items() if set(cores) == _plan(world, "d"))
+    del world.ledger.clears[epoch]
+    world.do(ev.ClearFailed(world.now, epoch))
+    world.drain()
+    assert world.ledger.ended[1] is ac.Outcome.DONE
+
+
+def _plan(world: World, lease: str) -> set[int]:
+    return set(world.hypervisor.book.leases[lease].plan)
+
+
+def test_cores_that_are_not_given_back_yet_count_against_the_quota() -> None:
+    world = World(Settings())
+    world.tenant("ann", quota=10)
+    world.lease("ann", "a", 0, 10)
+    submit(world, "a", 1)
+    world.clear_all()
+    world.finish("a")
+    world.do(ev.ResizeLease(world.now, "ann", "a", 0, 4))  # the job runs on 10 until it ends
+    with pytest.raises(QuotaError, match="may lease 0 of its 10"):
+        world.lease("ann", "b", 0, 6)
+    world.finish("a")
+    world.lease("ann", "b", 0, 6)
+
+
 def test_after_a_reset_everything_owned_is_cleared_and_jobs_run_again() -> None:
     world = pair()
     submit(world, "a", 1)

@@ -45,6 +45,8 @@ def _cores(book: Book, settings: Settings) -> list[str]:
     found = []
     if len(book.cores) != settings.cores:
         found.append(f"there are {len(book.cores)} cores, not {settings.cores}")
+    if book.usable != {i for i, core in enumerate(book.cores) if core.state is not CoreState.TAINTED}:
+        found.append(f"usable are said to be {sorted(book.usable)}")
     clearing = [core for cores in book.clears.values() for core in cores]
     if len(set(clearing)) != len(clearing):
         found.append("a core is being cleared twice")

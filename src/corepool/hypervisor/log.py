@@ -52,7 +52,8 @@ def from_record(record: dict[str, Any]) -> ev.Event:
 
 
 def _model(values: dict[str, Any]) -> Model:
-    return Model(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    fit: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return Model(**fit)
 
 
 def replay(settings: Settings, events: Iterable[ev.Event]) -> Hypervisor:

@@ -11,7 +11,7 @@ import numpy as np
 
 from corepool.compiler.dynamic import link
 from corepool.compiler.model import ModelPackage
-from corepool.compiler.tables import MAX_CORES
+from corepool.compiler.tables import IFP_COLUMNS, MAX_CORES
 from corepool.config import HardwareConfig
 from corepool.errors import ConfigError
 
@@ -76,7 +76,7 @@ def model_of(name: str, package: ModelPackage, config: HardwareConfig) -> Model:
     streams = tuple(each.stream_bytes for each in linked)
     window = package.meta["window"]
     dealt = linked[-1].dealt
-    spent = np.concatenate([[0], np.cumsum(package.ifps[:, 2], dtype=np.int64)])
+    spent = np.concatenate([[0], np.cumsum(package.ifps[:, IFP_COLUMNS.index("latency")], dtype=np.int64)])
     by_layer = np.maximum((spent[dealt[:, 1:]] - spent[dealt[:, :-1]]).max(axis=1), 1)
     ends = np.cumsum(by_layer) * MILLION // by_layer.sum()
     return Model(

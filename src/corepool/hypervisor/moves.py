@@ -168,6 +168,8 @@ class Moves:
                 continue
             core.clean = True
             core.move(CoreState.FREE if core.owner is None else CoreState.RESERVED)
+        if failed:
+            self.book.count_usable()
 
     def _taint(self, core: Core, number: int) -> None:
         """Nobody's any more; a lease that had reserved it does not count it."""
@@ -210,6 +212,7 @@ class Moves:
             if core.state is not CoreState.TAINTED:
                 core.owner, core.clean = None, False
                 core.move(CoreState.TAINTED)
+        self.book.count_usable()
         self._let_go(lease.reserved)
         lease.cores = lease.reserved = lease.plan = frozenset()
         lease.faulted, lease.phase, lease.model, lease.resident = True, Phase.IDLE, None, {}
@@ -231,6 +234,7 @@ class Moves:
 
     def repair(self, cores: Iterable[int]) -> None:
         self._ask_clear(tuple(sorted(cores)))
+        self.book.count_usable()
 
     def reset(self) -> None:
         """Nothing that was under way will be reported. What was owned is cleared and programmed anew, what ran waits again."""

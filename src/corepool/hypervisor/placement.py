@@ -66,7 +66,7 @@ def arrange(
 
 
 def in_order(cores: Iterable[int], bank_of: BankOf) -> tuple[int, ...]:
-    """Cores as they are programmed: those of the fullest bank first. So the time of a model depends on ``shape`` alone."""
+    """Cores as they are programmed: those of the fullest bank first. ``shape`` then tells a model's time, to a slot."""
     chosen = sorted(cores)
     size: dict[int, int] = {}
     for core in chosen:

@@ -118,23 +118,24 @@ def _deal(
 ) -> tuple[list[Demand], tuple[int, ...], int]:
     """Demands of private leases, what the policy gives them, and of how many cores; writes nothing."""
     leases = live(book)
-    taken = sum(public_shares(book, settings).values())
     demands = [
         demand_of(book, settings, each, extra[1] if extra is not None and extra[0] is each else None)
         for each in leases
         if each.sharing is Sharing.PRIVATE
     ]
-    cores = len(book.usable) - taken
+    cores = len(book.usable) - sum(public_shares(book).values())
     return demands, POLICIES[settings.policy].deal(demands, cores, book.now), cores
 
 
-def public_shares(book: Book, settings: Settings) -> dict[str, int]:
+def public_shares(book: Book) -> dict[str, int]:
     """Cores of the public leases."""
     demands = [
         Demand(each.lease, each.tenant, each.minimum, each.maximum, len(each.own), each.waiting, each.order, ())
         for each in live(book)
         if each.sharing is Sharing.PUBLIC
     ]
+    if not demands:
+        return {}
     shares = public(demands, len(book.usable), book.now)
     return {demand.lease: share for demand, share in zip(demands, shares, strict=True)}
 
@@ -142,7 +143,7 @@ def public_shares(book: Book, settings: Settings) -> dict[str, int]:
 def replan(book: Book, settings: Settings) -> list[Lease]:
     """Deal all cores anew and write every lease's plan. Returns the leases whose plan changed."""
     leases = live(book)
-    targets = public_shares(book, settings)
+    targets = public_shares(book)
     demands, shares, _ = _deal(book, settings)
     targets |= {demand.lease: share for demand, share in zip(demands, shares, strict=True)}
     book.unserved = any(demand.waiting and not share for demand, share in zip(demands, shares, strict=True))

@@ -166,7 +166,7 @@ class Tenant:
 @dataclass(slots=True)
 class Book:
     """Everything. ``queue``: leases that wait for admission. ``clears``: by epoch, cores whose clearing was asked for.
-    ``unserved``: some lease with work was dealt no core."""
+    ``usable``: cores that are not tainted. ``unserved``: some lease with work was dealt no core."""
 
     cores: list[Core]
     now: int = 0
@@ -177,9 +177,12 @@ class Book:
     jobs: dict[int, str] = field(default_factory=dict)
     queue: list[str] = field(default_factory=list)
     clears: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    usable: Cores = frozenset()
     unserved: bool = False
 
-    @property
-    def usable(self) -> Cores:
-        """Cores that are not tainted."""
-        return frozenset(i for i, core in enumerate(self.cores) if core.state is not CoreState.TAINTED)
+    def __post_init__(self) -> None:
+        self.count_usable()
+
+    def count_usable(self) -> None:
+        """Bring ``usable`` up to date after cores were tainted or repaired."""
+        self.usable = frozenset(i for i, core in enumerate(self.cores) if core.state is not CoreState.TAINTED)

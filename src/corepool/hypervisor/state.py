@@ -78,7 +78,6 @@ class Hypervisor:
                 moves.take_and_work(lease)
             if lease.releasing and lease.phase is Phase.IDLE:
                 moves.retire(lease)
-                self._touch_incomplete()
                 self._replan = True
         if self._replan:
             self._settle()
