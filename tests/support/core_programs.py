@@ -33,15 +33,16 @@ class ProgramMaker:
 
     def __init__(self, rng: np.random.Generator, config: HardwareConfig, opcodes: tuple[Opcode, ...], largest: int = 400) -> None:
         self.rng, self.config, self.opcodes, self.largest = rng, config, opcodes, largest
+        self.half = min(config.parameter_words, (OUTPUT - PARAMETERS) // config.parameter_word_bytes) // 2
 
     def program(self, window: npt.NDArray[np.uint8], rounds: int) -> bytes:
         """The instructions of a lease of core 0; parameters and constants are written into the window."""
         rng, config = self.rng, self.config
-        half = config.parameter_words // 2
+        half = self.half
         parameters(rng, config, window, PARAMETERS, half)
         constants(rng, config, window, PARAMETERS + half * config.parameter_word_bytes, half)
-        words = [encode(Opcode.LOAD, **self._linear(Target.PARAMETER, PARAMETERS, config.parameter_bytes))]
-        words.append(encode(Opcode.LOAD, **self._linear(Target.WEIGHT, 0, config.weight_bytes // 2)))
+        words = [encode(Opcode.LOAD, **self._linear(Target.PARAMETER, PARAMETERS, 2 * half * config.parameter_word_bytes))]
+        words.append(encode(Opcode.LOAD, **self._linear(Target.WEIGHT, 0, min(config.weight_bytes // 2, PARAMETERS))))
         self._chained = bool(rng.random() < 0.5)
         for number in range(rounds):
             loads = [self._load() for _ in range(rng.integers(1, 5))]
@@ -127,7 +128,7 @@ class ProgramMaker:
         words = values["rows"] * values["cols"] * values["out_blocks"]
         apart = (values["result"] + words + int(rng.integers(0, 64))) % self.config.result_words
         values["operand"] = _draw(rng, values["result"], apart)
-        half = self.config.parameter_words // 2
+        half = self.half
         values["parameter"] = half + int(rng.integers(0, half // 2)) * 2
         if opcode is Opcode.MUL:  # only these constants have zero points of eight bits
             values["parameter"] += 1
@@ -155,7 +156,7 @@ class ProgramMaker:
             values["mode"] = int(rng.integers(0, 2))
         if rng.random() < 0.25 and not (opcode is Opcode.POOL and values["mode"] == 0):
             values |= {"rows": 1, "cols": 1, "out_blocks": 1, "first": int(rng.integers(0, 2)), "last": int(rng.integers(0, 2))}
-        values["parameter"] = int(rng.integers(0, config.parameter_words // 2))
+        values["parameter"] = int(rng.integers(0, self.half))
         if opcode is not Opcode.POOL:
             values["weight"] = int(rng.integers(0, config.weight_words))
         return values

@@ -13,7 +13,7 @@ from corepool.hardware.compute import ComputeUnit
 from corepool.hardware.dispatch import Dispatcher
 from corepool.hardware.interfaces import CoreSignature, check_config
 from corepool.hardware.load import LoadUnit
-from corepool.hardware.memories import Memories, bits_for, deepest
+from corepool.hardware.memories import Memories, bits_for, columns, deepest
 from corepool.hardware.place import Placer
 from corepool.hardware.save import SaveUnit
 
@@ -23,6 +23,7 @@ class Core(wiring.Component):
 
     def __init__(self, config: HardwareConfig) -> None:
         self.config = check_config(config)
+        columns(config)  # raises for memories that cannot be built
         super().__init__(CoreSignature(config))
 
     def elaborate(self, platform: object) -> Module:

@@ -29,27 +29,42 @@ def pieces_per_cycle(config: HardwareConfig) -> int:
 
 @dataclass(frozen=True)
 class Columns:
-    """How a memory is cut: ``count`` columns of ``depth`` words of C bytes."""
+    """How a memory is cut: ``count`` columns of ``depth`` words of C bytes; ``together`` of them are read at once."""
 
     count: int
     depth: int
+    together: int = 1
 
 
 def columns(config: HardwareConfig) -> dict[Target, Columns]:
-    """The columns of every memory. Raises ConfigError for tables that do not fill a power of two."""
+    """The columns of every memory.
+
+    Raises ConfigError for tables that do not fill a power of two, and for DDR that is faster than the feature memory.
+    """
     table_words = config.lut_slots * 256 // config.channels
     if table_words & (table_words - 1):
         raise ConfigError(f"configuration {config.name!r}: lut_slots must be a power of two, not {config.lut_slots}")
     pieces = pieces_per_cycle(config)
+    if pieces > config.feature_banks:
+        raise ConfigError(
+            f"configuration {config.name!r}: DDR brings {pieces} words a cycle and core, "
+            f"but the feature memory takes {config.feature_banks}"
+        )
     results = min(2 * pieces, config.result_words // 2)  # twice what loads bring, since results are written meanwhile
     tables = min(pieces, table_words // 2)
     return {
         Target.FEATURE: Columns(config.feature_banks, config.feature_lines),
-        Target.WEIGHT: Columns(config.channels, config.weight_words),
-        Target.PARAMETER: Columns(8, config.parameter_words),
+        Target.WEIGHT: _wide(config.weight_words, config.channels, pieces),
+        Target.PARAMETER: _wide(config.parameter_words, 8, pieces),
         Target.RESULT: Columns(results, config.result_words // results),
         Target.LUT: Columns(tables, table_words // tables),
     }
+
+
+def _wide(words: int, together: int, pieces: int) -> Columns:
+    """A memory whose words fill several columns; with more than that where loads bring more at once."""
+    count = max(together, pieces)
+    return Columns(count, words * together // count, together)
 
 
 def column_count(config: HardwareConfig) -> int:
@@ -108,18 +123,27 @@ class Memories(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        feature, weight, parameter = Target.FEATURE, Target.WEIGHT, Target.PARAMETER
         for bank, lines in enumerate(self.feature_lines):
-            m.d.sync += self.features[bank].eq(self._column(m, feature, bank, lines))
-        rows = [self._column(m, weight, at, self.weight_address) for at in range(self.cuts[weight].count)]
-        m.d.sync += self.weights.eq(Cat(*rows))
-        words = [self._column(m, parameter, at, self.parameter_address) for at in range(self.cuts[parameter].count)]
-        m.d.sync += self.parameters.eq(Cat(*words))
+            m.d.sync += self.features[bank].eq(self._column(m, Target.FEATURE, bank, lines))
+        m.d.sync += self.weights.eq(self._wide_word(m, Target.WEIGHT, self.weight_address))
+        m.d.sync += self.parameters.eq(self._wide_word(m, Target.PARAMETER, self.parameter_address))
         m.d.sync += self.operand.eq(self._results(m, "operand", self.operand_address))
         m.d.comb += self.save_data.eq(self._results(m, "save", self.save_address))
         for channel in range(self.config.channels):
             self._table(m, channel)
         return m
+
+    def _wide_word(self, m: Module, target: Target, address: Value) -> Value:
+        """A word that fills several columns; data one cycle after the address."""
+        cut = self.cuts[target]
+        low = (cut.count // cut.together).bit_length() - 1
+        rows = [self._column(m, target, at, address[low:]) for at in range(cut.count)]
+        words = [Cat(*rows[at : at + cut.together]) for at in range(0, cut.count, cut.together)]
+        if not low:
+            return words[0]
+        chosen = Signal(low, name=f"{target.name.lower()}_part")
+        m.d.sync += chosen.eq(address[:low])
+        return Array(words)[chosen]
 
     def _results(self, m: Module, name: str, address: Value) -> Value:
         """A copy of the result memory with a read port of its own; data one cycle after the address."""
