@@ -37,7 +37,7 @@ def layer_times(package: ModelPackage, cores: int, config: HardwareConfig) -> li
     position, now, ends = linked.bounds[:-1].copy(), 0, []
     nothing, foreign, rings = (
         np.zeros(cores, np.int64),
-        np.zeros((2, config.banks), np.int64),
+        np.zeros(cores, np.int64),
         np.zeros((4, 64), np.int64),
     )
     for _ in range(len(package.layers)):
@@ -67,7 +67,7 @@ def choose(package: ModelPackage, config: HardwareConfig) -> Int32Array:
             np.zeros((len(package.layers), cores + 1), np.int64),
             np.zeros((len(package.layers), 2, config.banks, 4), np.int64),
             np.zeros((2, cores), np.int64),
-            np.zeros((2, config.banks), np.int64),
+            np.zeros(cores, np.int64),
             np.zeros((4, 64), np.int64),
             np.zeros(len(package.layers), np.int64),
         )

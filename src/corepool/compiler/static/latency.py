@@ -28,6 +28,7 @@ _NAMES = {
     ),
 }  # fmt: skip
 COLUMNS = 2 + max(len(names) for names in _NAMES.values())
+SHORT_BURST = 64  # words: saves of bursts up to this length wait for every burst of a load beside them
 _RING = 64  # tokens that may be on their way at once; the linker never has more than a few
 
 
@@ -88,6 +89,14 @@ def _transfer_lines(f: IntArray, m: IntArray) -> int:
 
 
 @hot
+def _runs(f: IntArray) -> int:
+    """Runs of touching bytes of a LOAD or SAVE."""
+    if f[3] == 1 or f[6] == f[5]:
+        return 1 if f[4] == 1 or f[7] == f[5] * f[3] else f[4]
+    return f[3] * f[4]
+
+
+@hot
 def _duration(f: IntArray, m: IntArray) -> int:
     """Cycles of a compute instruction, as documented for the machine."""
     opcode, pixels = f[0], m[5]
@@ -131,7 +140,7 @@ def _core(fields: IntArray, i: int, foreign: int, head_lines: int, rings: IntArr
     l2c, c2l, c2s, s2c = rings[0], rings[1], rings[2], rings[3]
     l2c_n, c2l_n, c2s_n, s2c_n = 0, 0, 0, 0
     l2c_t, c2l_t, c2s_t, s2c_t = 0, 0, 0, 0
-    work, written, last_lines = 0, 0, 0
+    work, written, last_lines, fetched = 0, 0, 0, 0
     first_save, last_save = 0, 0
     while fields[i, 0] < 8:
         f = fields[i]
@@ -144,6 +153,7 @@ def _core(fields: IntArray, i: int, foreign: int, head_lines: int, rings: IntArr
             lines = _transfer_lines(f, m)
             slot16 = max(slot16, (start + m[10]) * 16) + lines * m[1]
             work += lines
+            fetched += lines
             load_free = max(start + m[10], slot16 // 16 - 8 * m[9] * m[1] // m[0] // 16)
             if bits & 8:
                 l2c[l2c_n % _RING] = slot16 // 16 + m[2]
@@ -160,7 +170,13 @@ def _core(fields: IntArray, i: int, foreign: int, head_lines: int, rings: IntArr
                 first_save = start
             written += lines
             last_save, last_lines = start, lines
-            save_free = start + m[10] + max(words, lines * m[1] // 16 - 2 * m[9] * m[1] // m[0] // 16)
+            # A burst of a load between two bursts of the save stalls it, the more so the shorter its own bursts are.
+            bursts = 1 + words * m[7] // m[9] + _runs(f)
+            stall = fetched * m[1] // 16 * min(words // bursts, SHORT_BURST) // max(words // bursts, 1)
+            fetched = 0
+            save_free = (
+                start + m[10] + max(words + min(stall, words), lines * m[1] // 16 - 2 * m[9] * m[1] // m[0] // 16)
+            )
             # Writes take turns with loads: they delay the loads that run beside them by their own time.
             slot16 += lines * m[1]
             acknowledged = max(acknowledged, max(save_free, start + lines * m[1] // 16) + m[3])
@@ -194,6 +210,24 @@ def _core(fields: IntArray, i: int, foreign: int, head_lines: int, rings: IntArr
 
 
 @hot
+def _lane(core: int, bank: int, banks: IntArray) -> int:
+    """The core whose slot carries the writes of ``core`` into another bank; -1 if the lease has none there."""
+    index, count = 0, 0
+    for c in range(len(banks)):
+        index += c < core and banks[c] == banks[core]
+        count += banks[c] == bank
+    if count == 0:
+        return -1
+    left = index % count
+    for c in range(len(banks)):
+        if banks[c] == bank:
+            if left == 0:
+                return c
+            left -= 1
+    return -1
+
+
+@hot
 def layer_cycles(
     fields: IntArray, position: IntArray, banks: IntArray, head_lines: IntArray, foreign: IntArray, rings: IntArray,
     m: IntArray
@@ -205,21 +239,22 @@ def layer_cycles(
     lines that a core's slot still has to move for what was requested before. ``foreign`` [2, banks], ``rings`` [4, 64]:
     scratch.
     """
-    for b in range(foreign.shape[1]):
-        foreign[0, b] = foreign[1, b] = 0
-    for c in range(len(position)):
-        foreign[1, banks[c]] += 1
-    for c in range(len(position)):  # what cores of other banks write into a bank's slots, in cycles x 16 of each slot
+    cores = len(position)
+    for c in range(cores):
+        foreign[c] = 0
+    for c in range(cores):  # what this core writes into slots of other banks, in cycles x 16
         i = position[c]
         while fields[i, 0] < 8:
-            if fields[i, 0] == 2:
+            if fields[i, 0] == 2 and fields[i, 2] != 1 << banks[c]:
                 cost = _transfer_lines(fields[i], m) * m[1]
-                for b in range(foreign.shape[1]):
-                    if b != banks[c] and foreign[1, b] and fields[i, 2] >> b & 1:
-                        foreign[0, b] += cost // foreign[1, b]
+                for b in range(8):
+                    if b != banks[c] and fields[i, 2] >> b & 1:
+                        lane = _lane(c, b, banks)
+                        if lane >= 0:
+                            foreign[lane] += cost
             i += 1
     last = 0
     for c in range(len(position)):
-        arrival, position[c] = _core(fields, position[c], foreign[0, banks[c]] // 16, head_lines[c], rings, m)
+        arrival, position[c] = _core(fields, position[c], foreign[c] // 16, head_lines[c], rings, m)
         last = max(last, arrival)
     return last
