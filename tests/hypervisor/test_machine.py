@@ -9,7 +9,6 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from support.world import Ledger, World, net
 
 from corepool.errors import HypervisorError
 from corepool.hypervisor import actions as ac
@@ -18,6 +17,7 @@ from corepool.hypervisor.log import replay, snapshot
 from corepool.hypervisor.policies import POLICIES
 from corepool.hypervisor.records import CoreState
 from corepool.hypervisor.settings import Settings
+from support.world import Ledger, World, net
 
 NAMES = st.sampled_from("abcdef")
 TENANTS = st.sampled_from(["ann", "bob", "cyd"])
@@ -32,7 +32,9 @@ class Machine(RuleBasedStateMachine):
         cores=st.sampled_from([(4, 2), (8, 4), (16, 4)]),
         policy=st.sampled_from(sorted(POLICIES)),
         quotas=st.tuples(*[st.sampled_from([2, 4, 4])] * 3),
-        leases=st.lists(st.tuples(TENANTS, st.integers(0, 1), st.integers(2, 16), st.booleans()), min_size=2, max_size=5),
+        leases=st.lists(
+            st.tuples(TENANTS, st.integers(0, 1), st.integers(2, 16), st.booleans()), min_size=2, max_size=5
+        ),
     )
     def begin(
         self,
@@ -138,7 +140,7 @@ class Machine(RuleBasedStateMachine):
             if ledger.clears:
                 self.device_ends_something(10, 0)
         for lease in [name for name, (what, _) in ledger.tasks.items() if what == "program"]:
-            what, action = ledger.tasks.pop(lease)
+            _, action = ledger.tasks.pop(lease)
             self.attempt(ev.Programmed(self.now, lease, action.epoch))  # type: ignore[attr-defined]
 
     @rule(pick=st.integers(0, 30), low=st.integers(0, 4), high=st.integers(0, 16))

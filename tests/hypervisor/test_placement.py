@@ -58,7 +58,9 @@ def test_growth_keeps_everything_and_fills_own_banks_first(
     wanted=st.lists(st.integers(0, 6), min_size=4, max_size=4),
     lost=CORES,
 )
-def test_arrangements_do_not_overlap_and_move_little(owners: list[int], wanted: list[int], lost: frozenset[int]) -> None:
+def test_arrangements_do_not_overlap_and_move_little(
+    owners: list[int], wanted: list[int], lost: frozenset[int]
+) -> None:
     own = {str(i): frozenset(core for core, owner in enumerate(owners) if owner == i) for i in range(4)}
     usable = frozenset(range(16)) - lost
     targets: dict[str, int] = {}

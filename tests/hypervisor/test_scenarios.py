@@ -6,7 +6,6 @@ They must not look into policies; each shows one promise of the hypervisor.
 from __future__ import annotations
 
 import pytest
-from support.world import World, net
 
 from corepool.errors import DeadlineError, HypervisorError, JobError, LeaseError, QuotaError, TenantError
 from corepool.hypervisor import actions as ac
@@ -14,6 +13,7 @@ from corepool.hypervisor import events as ev
 from corepool.hypervisor.log import from_record, replay, snapshot, to_record
 from corepool.hypervisor.records import CoreState
 from corepool.hypervisor.settings import Settings
+from support.world import World, net
 
 
 def kinds(actions: list[ac.Action]) -> list[str]:
@@ -144,15 +144,13 @@ def test_layer_level_redeal_stops_early_and_goes_on_at_the_next_layer() -> None:
 
 def test_weights_are_uploaded_only_to_banks_that_lack_them() -> None:
     world = pair()
-    submit(world, "a", 1)
-    world.drain()
-    submit(world, "a", 2)
-    world.clear_all()
-    submit(world, "b", 3)
-    world.drain()  # a shrank, grew again: its weights are still where they were
-    programs = [action for action in (world.ledger.programmed["a"],) if action.epoch > 2]
-    assert all(program.weight_bytes == 0 for program in programs)
-    assert world.ledger.programmed["b"].weight_bytes == 600
+    for number, lease in enumerate("aba"):
+        submit(world, lease, number)
+        world.drain()
+        program = world.ledger.programmed[lease]
+        expected = (600, (0, 1, 2, 3)) if number < 2 else (0, ())  # a's windows, with its weights, were kept
+        assert (program.weight_bytes, program.weight_banks) == expected
+    assert len(world.cores("a")) == 16
 
 
 def test_more_tenants_with_work_than_cores_take_turns() -> None:
@@ -369,7 +367,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("error", "event"), BAD, ids=[f"{i}-{type(event).__name__}" for i, (_, event) in enumerate(BAD)])
+@pytest.mark.parametrize(
+    ("error", "event"), BAD, ids=[f"{i}-{type(event).__name__}" for i, (_, event) in enumerate(BAD)]
+)
 def test_bad_requests_are_refused_and_change_nothing(error: type[HypervisorError], event: ev.Event) -> None:
     world = World(Settings())
     world.tenant("ann", net(), net("large", window=2000), quota=8)

@@ -25,7 +25,8 @@ def net(name: str = "net", one_ns: int = 16_000_000, window: int = 1000, weights
 
 @dataclass
 class Ledger:
-    """An independent witness: knows from actions and reports alone what each core was used for, and raises if it may not."""
+    """An independent witness: knows from actions and reports alone what each core was used for, and raises if it may
+    not."""
 
     cleared: dict[int, bool] = field(default_factory=dict)
     user: dict[int, str] = field(default_factory=dict)

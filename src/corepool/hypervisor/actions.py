@@ -1,7 +1,7 @@
 """What a hypervisor wants done: actions for the device, and answers for tenants.
 
-It must not know how anything is carried out. An action for the device carries an epoch: a device that has seen a younger
-one for the same core must not act on it.
+It must not know how anything is carried out. An action for the device carries an epoch: a device that has seen a
+younger one for the same core must not act on it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Clear(Action):
 class Program(Action):
     """Link a model for these cores and load its streams, then report Programmed.
 
-    Its weights are to be written to ``weight_banks``; ``move_bytes`` of maps to other banks, for an inference that goes on
-    there.
+    Its weights are to be written to ``weight_banks``; ``move_bytes`` of maps to other banks, for an inference that goes
+    on there.
     """
 
     epoch: int
@@ -51,7 +51,8 @@ class Program(Action):
 
 @dataclass(frozen=True, slots=True)
 class Start(Action):
-    """Run the programmed streams from a layer's entry point on, then report JobDone (or Faulted, or JobStopped if asked)."""
+    """Run the programmed streams from a layer's entry point on, then report JobDone (or Faulted, or JobStopped if
+    asked)."""
 
     epoch: int
     lease: str

@@ -53,7 +53,8 @@ class Backend(ABC):
             self._unplace(name)
 
     def program(self, action: Program) -> None:
-        """Give cores to a lease and load streams. Raises DeviceError if another lease used one of them since its clearing."""
+        """Give cores to a lease and load streams. Raises DeviceError if another lease used one of them since its
+        clearing."""
         self._guard(action.epoch, action.cores)
         for core in action.cores:
             owner = self._dirty.setdefault(core, action.lease)

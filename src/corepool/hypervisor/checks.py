@@ -1,4 +1,4 @@
-"""Invariants: what must hold between any two events. Tests check them after every step; so may whoever restores a state.
+"""Invariants: what must hold between any two events; tests check them after every step.
 
 They must not change anything, and they do not trust what they check.
 """
@@ -56,7 +56,8 @@ def _cores(book: Book, settings: Settings) -> list[str]:
             found.append(f"core {number} is with {holders}")
         if core.owner != (holders[0] if holders else None):
             found.append(f"core {number} says {core.owner!r}, its lease {holders}")
-        if (core.owner is None) != (core.state in (CoreState.FREE, CoreState.TAINTED)) and core.state is not CoreState.CLEARING:
+        alone = core.state in (CoreState.FREE, CoreState.TAINTED)
+        if core.state is not CoreState.CLEARING and (core.owner is None) != alone:
             found.append(f"core {number} is {core.state.value} with owner {core.owner!r}")
         if (core.state is CoreState.CLEARING) != (number in clearing):
             found.append(f"core {number} is {core.state.value}, and clearing it was asked for {number in clearing}")

@@ -63,7 +63,8 @@ class UnloadModel(Event):
 
 @dataclass(frozen=True, slots=True)
 class RequestLease(Event):
-    """Cores for a tenant, under a name of its choice; ``term_ns`` is how long it expects to keep them, for predictions."""
+    """Cores for a tenant, under a name of its choice; ``term_ns`` is how long it expects to keep them, for
+    predictions."""
 
     tenant: str
     lease: str
@@ -162,4 +163,5 @@ class Faulted(Event):
 
 @dataclass(frozen=True, slots=True)
 class DeviceReset(Event):
-    """The device, or what drives it, began anew: nothing that was under way will be reported, no memory can be trusted."""
+    """The device, or what drives it, began anew: nothing that was under way will be reported, no memory can be
+    trusted."""

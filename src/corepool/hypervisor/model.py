@@ -22,9 +22,9 @@ MILLION = 1_000_000
 class Model:
     """A loaded model. Entry ``n - 1`` of a table is for ``n`` cores in as few banks as possible.
 
-    ``latency_ns``: one inference. ``stream_bytes``: all instruction streams together. ``window_bytes``: what it needs in each
-    bank, of which ``weight_bytes`` are weights and ``state_bytes`` maps between layers. ``layer_ends``: when each layer ends,
-    in millionths of the inference, the last being a million.
+    ``latency_ns``: one inference. ``stream_bytes``: all instruction streams together. ``window_bytes``: what it needs
+    in each bank, of which ``weight_bytes`` are weights and ``state_bytes`` maps between layers. ``layer_ends``: when
+    each layer ends, in millionths of the inference, the last being a million.
 
     Raises ConfigError unless tables have equal lengths, times are positive and layers end in order.
     """

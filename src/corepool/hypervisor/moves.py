@@ -53,9 +53,8 @@ class Moves:
         if not lease.granted and (lease.sharing is Sharing.PRIVATE or (complete and lease.plan)):
             lease.granted = True
             self.out.append(ac.LeaseGranted(lease.lease, tuple(sorted(lease.own))))
-        if lease.phase is Phase.RUNNING and lease.switching is Switching.LAYER and complete and lease.reserved:
-            if self._worth_stopping(lease):
-                self._stop_early(lease)
+        if complete and lease.reserved and lease.phase is Phase.RUNNING and self._worth_stopping(lease):
+            self._stop_early(lease)
         if lease.phase is Phase.IDLE and complete and lease.plan and lease.queue:
             job = lease.queue[0]
             if lease.reserved or lease.model != job.model.name:
@@ -113,7 +112,7 @@ class Moves:
     def _worth_stopping(self, lease: Lease) -> bool:
         """More cores help the job that runs only if it would not end before they were ready."""
         job = lease.running
-        if job is None:
+        if job is None or lease.switching is Switching.TASK:
             return False
         return lease.busy_until - self.book.now > 2 * self.settings.costs.switch_ns(job.model, len(lease.plan))
 
@@ -237,7 +236,8 @@ class Moves:
         self.book.count_usable()
 
     def reset(self) -> None:
-        """Nothing that was under way will be reported. What was owned is cleared and programmed anew, what ran waits again."""
+        """Nothing that was under way will be reported. What was owned is cleared and programmed anew, what ran waits
+        again."""
         book = self.book
         book.clears.clear()
         for lease in book.leases.values():

@@ -32,7 +32,8 @@ def pick(count: int, available: Iterable[int], bank_of: BankOf, ready: Cores = f
 
 
 def grow(count: int, own: Cores, free: Cores, bank_of: BankOf, ready: Cores = frozenset()) -> Cores:
-    """``own`` and as many free cores as are missing to ``count``: of own banks first, then of as few others as possible."""
+    """``own`` and as many free cores as are missing to ``count``: of own banks first, then of as few others as
+    possible."""
     homes = {bank_of(core) for core in own}
     near = pick(count - len(own), [core for core in free if bank_of(core) in homes], bank_of, ready)
     far = pick(count - len(own) - len(near), free - near, bank_of, ready)
@@ -42,7 +43,8 @@ def grow(count: int, own: Cores, free: Cores, bank_of: BankOf, ready: Cores = fr
 def arrange(
     targets: Mapping[str, int], own: Mapping[str, Cores], usable: Cores, ready: Cores, bank_of: BankOf
 ) -> dict[str, Cores]:
-    """Cores for every lease: who shrinks keeps some of its own, who grows keeps all and gets others, larger leases first.
+    """Cores for every lease: who shrinks keeps some of its own, who grows keeps all and gets others, larger leases
+    first.
 
     ``own``: what each lease has now; ``ready``: cores that are free already. Results do not overlap.
     """

@@ -61,7 +61,8 @@ def predicted_grant(book: Book, settings: Settings, lease: Lease) -> int | None:
 
 
 def urgency(lease: Lease, priority: int, settings: Settings) -> int:
-    """Smaller is more urgent: since when its first job waits, priority moves it ahead; under deadlines, when one is due first."""
+    """Smaller is more urgent: since when its first job waits, priority moves it ahead; under deadlines, when one is due
+    first."""
     if settings.policy == "private-deadline" and lease.waiting:
         return min(job.due for job in (lease.head, *islice(lease.queue, 1)) if job is not None)
     return lease.order if lease.head is None else lease.head.submitted - priority * settings.ageing_ns
@@ -93,7 +94,8 @@ def demand_of(book: Book, settings: Settings, lease: Lease, new: Job | None = No
 
 
 def _works(lease: Lease, new: Job | None) -> tuple[Work, ...]:
-    """The first jobs of a queue, and the new one at its place; what it skips beyond the lookahead is added to its time."""
+    """The first jobs of a queue, and the new one at its place; what it skips beyond the lookahead is added to its
+    time."""
     works = [_work(job) for job in islice(lease.queue, LOOKAHEAD)]
     if new is not None:
         place = sum(job.due <= new.due for job in lease.queue)

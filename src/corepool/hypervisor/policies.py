@@ -21,9 +21,10 @@ class Work(NamedTuple):
 class Demand(NamedTuple):
     """What a policy sees of a lease. Times in nanoseconds.
 
-    ``held`` cores are its own now. ``waiting`` jobs are to be done, the running one included; ``urgency`` is smaller the longer the
-    most urgent one waits. ``latency_ns`` and ``switch_ns`` are of the model that is next: one inference, and to bring it onto other
-    cores. ``busy_until`` is when the running job ends. ``jobs`` come in the order in which they will run.
+    ``held`` cores are its own now. ``waiting`` jobs are to be done, the running one included; ``urgency`` is smaller
+    the longer the most urgent one waits. ``latency_ns`` and ``switch_ns`` are of the model that is next: one inference,
+    and to bring it onto other cores. ``busy_until`` is when the running job ends. ``jobs`` come in the order in which
+    they will run.
     """
 
     lease: str
@@ -44,15 +45,17 @@ Deal = Callable[[Sequence[Demand], int, int], Shares]
 
 
 class Policy(NamedTuple):
-    """``deal`` gives each demand some of so many cores at a time in nanoseconds: never more than its maximum, nor in all more
-    than there are. ``watches_jobs``: it is asked again whenever a job comes or goes, not only when a lease gets or loses its last."""
+    """``deal`` gives each demand some of so many cores at a time in nanoseconds: never more than its maximum, nor in
+    all more than there are. ``watches_jobs``: it is asked again whenever a job comes or goes, not only when a lease
+    gets or loses its last."""
 
     deal: Deal
     watches_jobs: bool
 
 
 def public(demands: Sequence[Demand], cores: int, now: int) -> Shares:
-    """Fixed numbers: each lease gets all of its cores or none. Who holds cores keeps them; then the most urgent first."""
+    """Fixed numbers: each lease gets all of its cores or none. Who holds cores keeps them; then the most urgent
+    first."""
     shares = [0] * len(demands)
     order = sorted(range(len(demands)), key=lambda i: (demands[i].held == 0, demands[i].urgency, i))
     for i in order:
@@ -115,7 +118,8 @@ def _by_gain(
     dealt = list(shares)
 
     def best_step(i: int, limit: int) -> tuple[float, int]:
-        """The largest saving for a core, in nanoseconds, and how many cores it takes: tables need not fall everywhere."""
+        """The largest saving for a core, in nanoseconds, and how many cores it takes: tables need not fall
+        everywhere."""
         maximum, jobs, latency = wants[i]
         now = latency[dealt[i] - 1]
         top = min(maximum, len(latency), dealt[i] + limit)
@@ -214,9 +218,9 @@ def private_deadline(demands: Sequence[Demand], cores: int, now: int) -> Shares:
         left -= chosen - shares[i]
         shares[i] = chosen
     stay = [demand.held for demand in demands]
-    if sum(stay) <= cores and all(s >= f for s, f in zip(stay, shares, strict=True)):
-        if all(s <= demand.maximum for s, demand in zip(stay, demands, strict=True)):
-            return tuple(stay)  # everyone is in time as it is
+    within = all(need <= s <= demand.maximum for need, s, demand in zip(shares, stay, demands, strict=True))
+    if within and sum(stay) <= cores:
+        return tuple(stay)  # everyone is in time as it is
     return _most_gain(demands, shares, left)
 
 

@@ -15,7 +15,8 @@ from corepool.hypervisor.placement import Cores
 
 
 class CoreState(Enum):
-    """FREE; RESERVED for a lease; CLEARING; PROGRAMMING; ACTIVE; DRAINING (active, but to be given up); TAINTED by a fault."""
+    """FREE; RESERVED for a lease; CLEARING; PROGRAMMING; ACTIVE; DRAINING (active, but to be given up); TAINTED by a
+    fault."""
 
     FREE = "free"
     RESERVED = "reserved"
@@ -27,7 +28,8 @@ class CoreState(Enum):
 
 
 _S = CoreState
-# CLEARING leads to FREE, or to RESERVED if a lease has taken the core already. After a reset anything owned is cleared anew.
+# CLEARING leads to FREE, or to RESERVED if a lease has taken the core already. After a reset anything owned is cleared
+# anew.
 MOVES = {
     _S.FREE: {_S.RESERVED, _S.CLEARING},
     _S.RESERVED: {_S.FREE, _S.CLEARING, _S.PROGRAMMING},
@@ -76,9 +78,9 @@ class Job:
 
 @dataclass(slots=True)
 class Lease:
-    """``cores`` are programmed or were; ``reserved`` are its own too but not programmed with the others yet; ``plan`` is what it
-    shall have. ``model`` is the one that its cores are programmed for, ``resident`` the one whose weights lie in each bank.
-    ``order`` is its place among those that wait: smaller is earlier.
+    """``cores`` are programmed or were; ``reserved`` are its own too but not programmed with the others yet; ``plan``
+    is what it shall have. ``model`` is the one that its cores are programmed for, ``resident`` the one whose weights
+    lie in each bank. ``order`` is its place among those that wait: smaller is earlier.
     """
 
     lease: str

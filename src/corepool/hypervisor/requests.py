@@ -113,11 +113,9 @@ def check_lease(book: Book, settings: Settings, event: ev.RequestLease) -> None:
 def check_resize(book: Book, settings: Settings, event: ev.ResizeLease) -> Lease:
     lease = usable_lease(book, event.tenant, event.lease)
     check_size(book, settings, event, lease.sharing)
-    if lease.admitted and event.minimum > lease.minimum:
-        if not planner.fits(book, settings, event.minimum, lease.window_bytes, but=lease.lease):
-            raise LeaseError(
-                f"lease {event.lease!r} cannot have {event.minimum} cores now: others hold them; try fewer"
-            )
+    grows = lease.admitted and event.minimum > lease.minimum
+    if grows and not planner.fits(book, settings, event.minimum, lease.window_bytes, but=lease.lease):
+        raise LeaseError(f"lease {event.lease!r} cannot have {event.minimum} cores now: others hold them; try fewer")
     return lease
 
 
@@ -136,8 +134,11 @@ def check_job(book: Book, settings: Settings, event: ev.SubmitJob) -> tuple[Leas
         raise JobError(f"job {event.job}: the deadline {event.deadline!r} is not after its submission at {event.at} ns")
     due = event.at + settings.patience_ns - tenant.priority * settings.ageing_ns
     job = Job(event.job, model, event.at, event.deadline, due if event.deadline is None else event.deadline)
-    if event.deadline is not None and settings.policy == "private-deadline" and lease.sharing is ev.Sharing.PRIVATE:
-        if not lease.admitted or planner.breaks_promises(book, settings, lease, job):
+    promised = event.deadline is not None and lease.sharing is ev.Sharing.PRIVATE
+    if promised and settings.policy == "private-deadline":
+        if not lease.admitted:
+            raise DeadlineError(f"job {event.job}: lease {lease.lease!r} still waits for cores, so no deadline holds")
+        if planner.breaks_promises(book, settings, lease, job):
             raise DeadlineError(
                 f"job {event.job} cannot be done until {event.deadline} ns beside what is promised; give it longer"
             )

@@ -38,9 +38,11 @@ class Spent:
 
 @dataclass
 class Record:
-    """What became of the jobs, one entry each in the order in which they ended. Times in nanoseconds; ``lease`` indexes ``leases``.
+    """What became of the jobs, one entry each in the order in which they ended. Times in nanoseconds; ``lease`` indexes
+    ``leases``.
 
-    ``cores`` on which it ran when it ended; ``late``: it missed a deadline. ``refused`` holds requests and why they were refused.
+    ``cores`` on which it ran when it ended; ``late``: it missed a deadline. ``refused`` holds requests and why they
+    were refused.
     """
 
     leases: list[str] = field(default_factory=list)
@@ -71,7 +73,8 @@ class _Run:
 
 
 class Runner:
-    """A hypervisor and a back end on one clock. The host links one model at a time, and transfers to the card take turns.
+    """A hypervisor and a back end on one clock. The host links one model at a time, and transfers to the card take
+    turns.
 
     Inputs and outputs of jobs are taken to travel while other jobs run, so they cost nothing here.
     """

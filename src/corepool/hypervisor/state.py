@@ -21,7 +21,8 @@ from corepool.hypervisor.settings import Settings
 class Hypervisor:
     """Who holds which cores. ``handle`` takes one event after the other and returns what is to be done.
 
-    A request that cannot be met raises a HypervisorError, and the state is as before. Reports of the device that are out of date are ignored.
+    A request that cannot be met raises a HypervisorError, and the state is as before. Reports of the device that are
+    out of date are ignored.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:

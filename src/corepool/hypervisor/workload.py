@@ -21,8 +21,9 @@ from corepool.hypervisor.settings import SECOND
 class Source:
     """A tenant with one model and one lease, both of its own name, and how its jobs arrive.
 
-    ``rate`` jobs a second on average, Poisson; with ``burst`` above 1 they come in bursts of that many on average (geometric), at one
-    time. ``deadline_ns`` is from submission on. ``maximum`` is its quota too. Raises ConfigError for a rate or burst that cannot be.
+    ``rate`` jobs a second on average, Poisson; with ``burst`` above 1 they come in bursts of that many on average
+    (geometric), at one time. ``deadline_ns`` is from submission on. ``maximum`` is its quota too. Raises ConfigError
+    for a rate or burst that cannot be.
     """
 
     tenant: str
