@@ -26,7 +26,7 @@ LAYERS = (
     ("hardware",),
     ("numerics",),
     ("isa",),
-    ("config",),
+    ("config", "jit"),
     ("files",),
     ("errors",),
 )
@@ -38,7 +38,7 @@ ONLY_IN = {
     "onnxruntime": ("compiler.static", "zoo", "runtime.tail", "evaluation"),
     "amaranth": ("hardware", "device.rtl"),
     "ray": ("fleet",),
-    "numba": ("numerics", "compiler", "device"),
+    "numba": ("jit",),
     "typer": ("cli",),
     "rich": ("cli", "evaluation"),
     "matplotlib": ("cli", "evaluation"),

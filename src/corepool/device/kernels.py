@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from corepool.jit import njit
 
 Ints = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]

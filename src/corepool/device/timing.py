@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from corepool.jit import njit
 
 Ints = npt.NDArray[np.int64]
 _Function = TypeVar("_Function", bound=Callable[..., Any])

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numba
+from corepool.jit import njit
 
 # Without numba's runtime no reference counts are kept for arrays, which more than halves the linker's time. The option
 # is numba's own, though not in its manual: bounds on numba's version and the tests guard it.
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
 
-hot: Callable[..., Any] = numba.njit(**_OPTIONS)
-inlined: Callable[..., Any] = numba.njit(inline="always", **_OPTIONS)
+hot: Callable[..., Any] = njit(**_OPTIONS)
+inlined: Callable[..., Any] = njit(inline="always", **_OPTIONS)

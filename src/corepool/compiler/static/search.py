@@ -7,11 +7,11 @@ milliseconds.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from corepool.compiler.dynamic.deal import deal
+from corepool.jit import njit
 
 IntArray = npt.NDArray[np.int64]
 
@@ -58,13 +58,13 @@ MACHINE = (
 (P, WB, FL, WW, PW, RW, LINE, LC16, RL, LAT, FB, WWB, SYNC, CPB) = range(14)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _lines(runs: int, run_bytes: int, line: int, word: int) -> int:
     """DDR lines of ``runs`` runs of bytes at unknown alignment, on average."""
     return runs * (run_bytes - word + line) // line
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _input_span(first: int, count: int, stride: int, dilation: int, kernel: int, pad: int, size: int) -> int:
     """Input rows (or columns) that ``count`` output rows from ``first`` read, inside the map."""
     low = first * stride - pad
@@ -72,7 +72,7 @@ def _input_span(first: int, count: int, stride: int, dilation: int, kernel: int,
     return max(1, min(high, size) - max(low, 0))
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def tile_costs(g: IntArray, m: IntArray, y: int, h: int, x: int, w: int, b: int) -> tuple[int, int, int, int, int]:
     """Feature lines, operand lines, compute cycles, result lines and result words of one tile; feature lines of -1 if
     it does not fit."""
@@ -105,13 +105,13 @@ def tile_costs(g: IntArray, m: IntArray, y: int, h: int, x: int, w: int, b: int)
     return features, operands, compute + m[P] + m[LAT], results, words
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def package_latency(compute: int, lines: int, m: IntArray) -> int:
     """What a package counts for when packages are dealt: the longer of computing and moving its own lines."""
     return max(compute, lines * m[LC16] // 16)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def price(g: IntArray, m: IntArray, gh: int, gw: int, gb: int, weights_outer: bool, out: IntArray) -> int:
     """Predicted cycles of the layer on 1 .. len(out) cores under a grid of gh x gw x gb tiles, into ``out``; returns
     the number of tiles.
@@ -182,7 +182,7 @@ def price(g: IntArray, m: IntArray, gh: int, gw: int, gb: int, weights_outer: bo
     return count
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _run(
     g: IntArray, m: IntArray, begin: int, end: int, copies16: int, features: IntArray, operands: IntArray,
     compute: IntArray,
@@ -212,7 +212,7 @@ def _run(
     return max(saved, slot) + m[RL]
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def search(
     g: IntArray, m: IntArray, heights: IntArray, widths: IntArray, blocks: IntArray, limit: int, cores: int
 ) -> tuple[IntArray, IntArray]:

@@ -240,7 +240,7 @@ def _search_cached(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:  # fmt: skip
     """The search, once for all layers of the same geometry."""
     parts = (np.array(values, np.int64) for values in (heights, widths, blocks))
-    grids, prices = search.search(np.frombuffer(numbers, np.int64).copy(), machine(config), *parts, limit, cores)  # type: ignore[call-arg,arg-type]
+    grids, prices = search.search(np.frombuffer(numbers, np.int64).copy(), machine(config), *parts, limit, cores)
     return grids, prices
 
 

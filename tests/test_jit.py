@@ -1,0 +1,46 @@
+"""Compiled code is cached for exactly the source that it was made from."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import corepool
+
+ASK = "import corepool.jit, numba; print(numba.config.CACHE_DIR)"
+
+
+def cache_folder(source: Path, home: Path, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", ASK],
+        env={"PYTHONPATH": str(source), "HOME": str(home), "PATH": "/usr/bin:/bin", **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def copy_of_the_package(tmp_path: Path) -> Path:
+    """A small copy: the digest covers what stands below jit.py."""
+    package = tmp_path / "source" / "corepool"
+    (package / "inner").mkdir(parents=True)
+    root = Path(corepool.__file__).parent
+    for name in ("__init__.py", "jit.py"):
+        (package / name).write_text((root / name).read_text())
+    (package / "inner" / "kernel.py").write_text("VALUE = 1  # njit\n")
+    return package
+
+
+def test_a_change_anywhere_in_the_source_gives_another_folder(tmp_path):
+    package = copy_of_the_package(tmp_path)
+    first = cache_folder(package.parent, tmp_path)
+    assert first.startswith(str(tmp_path / ".cache" / "corepool"))
+    assert cache_folder(package.parent, tmp_path) == first
+    (package / "inner" / "kernel.py").write_text("VALUE = 2  # njit\n")
+    assert cache_folder(package.parent, tmp_path) != first
+
+
+def test_the_users_own_choice_is_kept(tmp_path):
+    package = copy_of_the_package(tmp_path)
+    assert cache_folder(package.parent, tmp_path, NUMBA_CACHE_DIR="/somewhere") == "/somewhere"
+    assert cache_folder(package.parent, tmp_path, XDG_CACHE_HOME=str(tmp_path / "x")).startswith(str(tmp_path / "x"))
