@@ -10,6 +10,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from corepool.config import HardwareConfig
+from corepool.hardware.arithmetic import plain_product
 from corepool.hardware.decode import get
 from corepool.hardware.interfaces import INSTRUCTION_BITS
 from corepool.hardware.memories import Memories, bits_for
@@ -62,8 +63,10 @@ class Operands(wiring.Component):
         m = Module()
         self._bits = bits_for(self.config.feature_banks)
         self._base = Signal(self._bits)
-        factor = max(self.config.pixels - 1, 1)
-        m.d.comb += self._base.eq(self.step.x + self.step.y * factor)
+        if self.config.pixels > 1:  # the factor P - 1 without a multiplier
+            m.d.comb += self._base.eq(self.step.x + self.step.y * self.config.pixels - self.step.y)
+        else:
+            m.d.comb += self._base.eq(self.step.x + self.step.y)
         outside = self._addresses(m)
         m.d.sync += self.weight_address.eq(self.step.weight)
         wait = 1 + Memories.READ_DELAY
@@ -127,7 +130,7 @@ class Operands(wiring.Component):
             _, _, bank, turn = self._pixels[p]
             for number in range(channels):
                 tap = Signal(range(2048), name=f"tap_{p}_{number}")
-                m.d.comb += tap.eq(plan.pixel_cols[p] + number * get(self.op, Opcode.CONV, "dilation_x"))
+                m.d.comb += tap.eq(plan.pixel_cols[p] + plain_product(get(self.op, Opcode.CONV, "dilation_x"), Const(number)))
                 for f in range(fold):
                     chosen, counts = Signal(self._bits, name=f"chosen_{p}_{number}_{f}"), Signal(name=f"counts_{p}_{number}_{f}")
                     slot = number + f * channels

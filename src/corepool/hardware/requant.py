@@ -10,6 +10,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from corepool.config import HardwareConfig
+from corepool.hardware.arithmetic import plain_product, split_product
 from corepool.hardware.decode import get
 from corepool.hardware.interfaces import INSTRUCTION_BITS
 from corepool.hardware.operands import delayed
@@ -93,8 +94,11 @@ class Requantiser(wiring.Component):
         late_other = delayed(m, other, 6, f"other_{number}")
         first, second = Signal(signed(40), name=f"first_{number}"), Signal(signed(40), name=f"second_{number}")
         total, shifted = Signal(signed(43), name=f"sum_{number}"), Signal(signed(43), name=f"sum_shifted_{number}")
-        m.d.sync += [first.eq(scaled * constants.a), second.eq(late_other * constants.b)]  # x + 7
-        m.d.sync += total.eq(first + second + constants.c)  # x + 8
+        upper = Signal(signed(43), name=f"sum_upper_{number}")
+        parts = split_product(constants.a, scaled), split_product(constants.b, late_other)
+        m.d.sync += [first.eq(parts[0][0]), second.eq(parts[1][0])]  # x + 7
+        m.d.sync += upper.eq(parts[0][1] + parts[1][1] + constants.c)
+        m.d.sync += total.eq(first + second + upper)  # x + 8
         m.d.sync += shifted.eq(total >> _less_one(constants.shift))  # x + 9
         clamped = _clamped(m, shifted, constants.zero_point, constants.low, constants.high, f"added_{number}")
         passed = delayed(m, scaled, 3, f"passed_{number}")
@@ -115,12 +119,15 @@ class Requantiser(wiring.Component):
         shifted = Signal(signed(51), name=f"shifted_{number}")
         with m.If(plan.mul):
             zeros = (constants.a[:8].as_signed(), constants.b[:8].as_signed())
-            m.d.sync += [left.eq(constants.c), right.eq((feature - zeros[0]) * (other - zeros[1]))]
+            m.d.sync += [left.eq(constants.c), right.eq(plain_product(feature - zeros[0], other - zeros[1]))]
             m.d.sync += shift.eq(_less_one(constants.shift))
         with m.Else():
             m.d.sync += [left.eq(total + channel.bias), right.eq(channel.multiplier)]  # x + 1
             m.d.sync += shift.eq(_less_one(channel.shift))
-        m.d.sync += [product.eq(left * right), again.eq(product)]  # x + 2, x + 3
+        upper = Signal(signed(51), name=f"upper_{number}")
+        lower_part, upper_part = split_product(left, right)
+        m.d.sync += [product.eq(lower_part), upper.eq(upper_part)]  # x + 2
+        m.d.sync += again.eq(product + upper)  # x + 3
         m.d.sync += shifted.eq(again >> delayed(m, shift, 2, f"shift_{number}"))  # x + 4
         op = self.op
         instruction = [get(op, Opcode.CONV, name) for name in ("zero_point", "low", "high")]

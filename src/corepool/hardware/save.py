@@ -56,7 +56,8 @@ class SaveUnit(wiring.Component):
         banks, index, raise_prev = Signal(8), Signal(INDEX_BITS), Signal()
         left = Signal(range(walker.burst_words + 1))  # words still to be read of the burst that has begun
         place = Signal(bits_for(config.result_words))
-        block_words, block_left, block_skip = Signal(32), Signal(32), Signal(14)
+        block_left, block_skip, fresh = Signal(32), Signal(14), Signal()
+        m.d.sync += fresh.eq(self.start)
         kept = Signal(burst_layout(config))
         now = Signal(burst_layout(config))
         shift = config.word_bytes.bit_length() - 1
@@ -87,7 +88,9 @@ class SaveUnit(wiring.Component):
         with m.If(reading):
             m.d.sync += [place.eq(place + 1), block_left.eq(block_left - 1)]
             with m.If(block_left == 1):
-                m.d.sync += [place.eq(place + 1 + block_skip), block_left.eq(block_words)]
+                m.d.sync += [place.eq(place + 1 + block_skip), block_left.eq(walker.block_words)]
+        with m.If(fresh):
+            m.d.sync += block_left.eq(walker.block_words)
         with m.If(self.begin):
             m.d.sync += [left.eq(walker.words - 1), kept.eq(now), ending.eq(walker.last)]
         with m.Elif(left != 0):
@@ -98,8 +101,6 @@ class SaveUnit(wiring.Component):
             m.d.sync += [busy.eq(1), ending.eq(0), wait.eq(config.setup_cycles - 1), index.eq(self.index)]
             m.d.sync += [banks.eq(get(self.instruction, Opcode.SAVE, "banks"))]
             m.d.sync += raise_prev.eq(get(self.instruction, Opcode.SAVE, "raise_prev"))
-            words = get(self.instruction, Opcode.SAVE, "rows") * get(self.instruction, Opcode.SAVE, "pixels")
-            m.d.sync += [block_words.eq(words), block_left.eq(words)]
             m.d.sync += block_skip.eq(get(self.instruction, Opcode.SAVE, "block_skip"))
             m.d.sync += place.eq(get(self.instruction, Opcode.SAVE, "local"))
         with m.If(self.reset):

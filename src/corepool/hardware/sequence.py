@@ -10,6 +10,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from corepool.config import HardwareConfig
+from corepool.hardware.arithmetic import plain_product
 from corepool.hardware.decode import get, is_opcode, shape_sizes
 from corepool.hardware.interfaces import INSTRUCTION_BITS
 from corepool.hardware.memories import bits_for
@@ -143,12 +144,12 @@ class Sequencer(wiring.Component):
         stride_y, stride_x = self._stride()
         some = Mux(field("cols") < pixels, field("cols"), pixels)[: pixels.bit_length()]
         m.d.sync += [
-            self.row_lines.eq(stride_y * field("row_pitch")),
-            self.kernel_lines.eq(field("dilation_y") * field("row_pitch")),
-            self.start_lines.eq(self._start_y() * field("row_pitch")),
-            self.map_words.eq(field("rows") * field("cols")),
-            self.spread.eq((some - 1) * stride_x),
-            plan.reach.eq((field("kernel_w") - 1) * field("dilation_x")),
+            self.row_lines.eq(plain_product(field("row_pitch"), stride_y)),
+            self.kernel_lines.eq(plain_product(field("row_pitch"), field("dilation_y"))),
+            self.start_lines.eq(plain_product(field("row_pitch"), self._start_y())),
+            self.map_words.eq(plain_product(field("cols"), field("rows"))),
+            self.spread.eq(plain_product(stride_x, (some - 1)[: pixels.bit_length()])),
+            plan.reach.eq(plain_product((field("kernel_w") - 1)[:12], field("dilation_x"))),
         ]
 
     def _stride(self) -> tuple[Value, Value]:
@@ -170,17 +171,18 @@ class Sequencer(wiring.Component):
         for p in range(config.pixels):
             row, col = plan.row_of[p], plan.col_of[p]
             bank = Signal(bits_for(config.feature_banks), name=f"bank_{p}")
-            m.d.comb += bank.eq(col * stride_x + row * stride_y * factor)
+            up = plain_product(stride_y, row)[: len(bank)]
+            m.d.comb += bank.eq(plain_product(stride_x, col) + (up << log2(config.pixels)) - up if factor > 1 else plain_product(stride_x, col) + up)
             turn = Signal(bits_for(config.pixels), name=f"turn_{p}")
             m.d.comb += turn.eq(sum((other == bank for other in banks), start=0))
             banks.append(bank)
             m.d.sync += [
-                plan.pixel_rows[p].eq(row * stride_y),
-                plan.pixel_cols[p].eq(col * stride_x),
-                plan.pixel_lines[p].eq(row * self.row_lines),
+                plan.pixel_rows[p].eq(plain_product(stride_y, row)),
+                plan.pixel_cols[p].eq(plain_product(stride_x, col)),
+                plan.pixel_lines[p].eq(plain_product(self.row_lines, row)),
                 plan.pixel_banks[p].eq(bank),
                 plan.pixel_turns[p].eq(turn),
-                plan.pixel_results[p].eq(row * field("cols") + col),
+                plan.pixel_results[p].eq(plain_product(field("cols"), row) + col),
             ]
             if p == 0:
                 worst: Value = turn
@@ -244,12 +246,12 @@ class Sequencer(wiring.Component):
             m.d.sync += operand.eq(operand + single)
             with m.If(~last_col):
                 right = Signal(POSITION)
-                m.d.comb += right.eq(group_x + self.wide * stride_x)
+                m.d.comb += right.eq(group_x + plain_product(stride_x, self.wide))
                 m.d.sync += [*at_group(right, group_y, row_line), group_x.eq(right), ox.eq(ox + self.wide)]
                 m.d.sync += [weight.eq(block_weight), result.eq(result + self.wide)]
             with m.Elif(~last_row):
                 down, down_line, down_result = Signal(POSITION), Signal(lines), Signal(results)
-                m.d.comb += down.eq(group_y + self.tall * stride_y)
+                m.d.comb += down.eq(group_y + (stride_y << self.tall_bits))
                 m.d.comb += down_line.eq(row_line + (self.row_lines << self.tall_bits))
                 m.d.comb += down_result.eq(row_result + (field("cols") << self.tall_bits))
                 m.d.sync += at_group(self._start_x(), down, down_line)

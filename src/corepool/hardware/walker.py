@@ -22,7 +22,8 @@ _Place = data.StructLayout({"address": ADDRESS_BITS, "beyond": 1})
 
 class Walker(wiring.Component):
     """``start`` in cycle s with the ``instruction``; from s + 2 on ``first`` (byte), ``words`` and ``last`` describe the
-    next burst, until ``advance``, which moves on to the one behind it in the following cycle."""
+    next burst, until ``advance``, which moves on to the one behind it in the following cycle. ``block_words`` is the number
+    of words of a channel block, from s + 1 on."""
 
     def __init__(self, config: HardwareConfig, opcode: Opcode) -> None:
         self.config, self._opcode = config, opcode
@@ -35,6 +36,7 @@ class Walker(wiring.Component):
                 "first": Out(_Place),
                 "words": Out(range(self.burst_words + 1)),
                 "last": Out(1),
+                "block_words": Out(32),
             }
         )
 
@@ -48,7 +50,7 @@ class Walker(wiring.Component):
 
         rows, blocks, pixels = Signal(16), Signal(16), Signal(16)
         row_stride, block_stride = Signal(32), Signal(32)
-        block_words = Signal(32)
+        block_words = self.block_words
         rows_touch = Signal()
         few = Signal()  # blocks of so few words are never joined on the way to the feature memory
         setup = Signal()
