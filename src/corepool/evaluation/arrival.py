@@ -68,9 +68,9 @@ def study(lab: Lab, designs: Designs, tell: Tell) -> Outcome:
     }
     note = (
         f"Arrivals: {TENANTS} tenants, two with each network, {jobs} jobs, the same for every design. Load 1 is what "
-        f"all {lab.config.cores} cores of the pool can do. A deadline is {DEADLINE} times the latency on a tenant's even "
-        "share of the pool; jobs that private-deadline refuses count as missed. Slow-down is latency over that on the "
-        "idle pool. Beyond load 1 queues grow as long as jobs come, so latencies depend on the number of jobs."
+        f"all {lab.config.cores} cores of the pool can do. A deadline is {DEADLINE} times the latency on a tenant's "
+        "even share of the pool; jobs that private-deadline refuses count as missed. Slow-down is latency over that on "
+        "the idle pool. Beyond load 1 queues grow as long as jobs come, so latencies depend on the number of jobs."
     )
     return Outcome(data, _tables(points), [_plot(points)], _claims(points), [note])
 
