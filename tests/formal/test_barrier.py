@@ -12,10 +12,10 @@ import pytest
 from amaranth.hdl import Assert, Cover, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
-from support.formal import implies, mutant, prove, quiet_reset
 
 from corepool.config import preset
 from corepool.hardware import barrier
+from support.formal import implies, mutant, prove, quiet_reset
 
 CONFIG = replace(preset("tiny"), sync_cycles=5)
 CORES = CONFIG.cores

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from amaranth.hdl import Assert, Assume, Cover, Module, Signal
-from support.formal import implies, mutant, prove, quiet_reset
 
 from corepool.config import preset
 from corepool.hardware import slots
 from corepool.hardware.window import PAGE_BITS
+from support.formal import implies, mutant, prove, quiet_reset
 
 CONFIG = replace(preset("tiny"), cores=2, banks=1)
 

@@ -11,9 +11,9 @@ import pytest
 from amaranth.hdl import Assert, Assume, Cover, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
-from support.formal import implies, mutant, prove, quiet_reset
 
 from corepool.hardware import window
+from support.formal import implies, mutant, prove, quiet_reset
 
 BITS = 11
 

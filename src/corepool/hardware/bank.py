@@ -11,13 +11,14 @@ WRITE_OVERHEAD, is exactly on time; a slower one, or one that is not always read
 from __future__ import annotations
 
 from amaranth.hdl import Array, Cat, Module, Signal
-from amaranth.lib import data, fifo, wiring
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from corepool.config import HardwareConfig
 from corepool.hardware.axi import BUS_ADDRESS_BITS, INCR, Axi4Signature, id_bits, size_code
 from corepool.hardware.interfaces import ADDRESS_BITS, LINE_LEAD
 from corepool.hardware.library import share
+from corepool.hardware.returns import Returns
 from corepool.hardware.slots import Slot
 from corepool.hardware.window import PAGE_BITS, RequestSignature, request_layout
 from corepool.hardware.writes import WriteBuffer, WriteStream
@@ -85,8 +86,6 @@ class Bank(wiring.Component):
 
     def __init__(self, config: HardwareConfig) -> None:
         self.config = config
-        self._slots = [Slot(config) for _ in range(config.cores_per_bank)]
-        self._buffers = [WriteBuffer(config) for _ in range(config.cores)]
         super().__init__(
             {
                 "first_core": In(id_bits(config)),
@@ -102,8 +101,13 @@ class Bank(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        self._slots = [Slot(self.config) for _ in range(self.config.cores_per_bank)]
+        self._buffers = [WriteBuffer(self.config) for _ in range(self.config.cores)]
+        self._returns = [Returns(self.config) for _ in range(self.config.cores_per_bank)]
         for number, slot in enumerate(self._slots):
             m.submodules[f"slot{number}"] = share(platform, slot, "corepool_slot")
+        for number, back in enumerate(self._returns):
+            m.submodules[f"returns{number}"] = share(platform, back, "corepool_returns")
         for number, buffer in enumerate(self._buffers):
             m.submodules[f"buffer{number}"] = share(platform, buffer, "corepool_write_buffer")
         self._connect_slots(m)
@@ -192,48 +196,23 @@ class Bank(wiring.Component):
         m.d.comb += bus.bready.eq(1)
 
     def _take_answers(self, m: Module) -> None:
-        """Lines read go to whom their slot's bursts say, a slot's lines at least ``cores_per_bank`` cycles apart."""
-        bus, config = self.bus, self.config
-        accepted = Signal()
-        ready = 0
-        kind = data.StructLayout({"load": 1, "more": request_layout(config)["more"].width})
-        depth = config.load_outstanding + -(-config.fetch_depth * 32 // config.fetch_burst_bytes) + 2
-        for number, (slot, port) in enumerate(zip(self._slots, self.slots, strict=True)):
-            m.submodules[f"open{number}"] = opened = fifo.SyncFIFO(width=kind.size, depth=depth)
-            head = data.View(kind, opened.r_data)
-            got = Signal.like(head.more, name=f"got{number}")
-            rest = Signal(range(max(2, config.cores_per_bank)), name=f"rest{number}")
-            stages = Signal(LINE_LEAD, name=f"stages{number}")
-            loading, ended = Signal(name=f"loading{number}"), Signal(name=f"ended{number}")
-            loads = Signal(LINE_LEAD, name=f"loads{number}")
+        """Lines go to whom their slot's bursts say; a slot that just had one lets the next one wait."""
+        bus, accepted, ready = self.bus, Signal(), 0
+        for number, (slot, back, port) in enumerate(zip(self._slots, self._returns, self.slots, strict=True)):
             mine = bus.rid == self.first_core + number
-            take = accepted & mine
-            ready |= mine & (rest == 0)
-            final = take & (got == head.more)
+            ready |= mine & back.ready
             m.d.comb += [
-                opened.w_en.eq(slot.grant & ~slot.grant_write),
-                opened.w_data.eq(Cat(slot.grant_load, slot.grant_request.more)),
-                opened.r_en.eq(final),
-                port.busy.eq(slot.busy | opened.r_rdy | ended | stages.any() | loading | port.fetch_line),
-                port.load_line.eq(loading),
-                port.load_complete.eq(stages[LINE_LEAD - 1] & loads[LINE_LEAD - 1]),
-                port.fetch_complete.eq(stages[LINE_LEAD - 2] & ~loads[LINE_LEAD - 2]),
+                back.grant.eq(slot.grant & ~slot.grant_write),
+                back.load.eq(slot.grant_load),
+                back.more.eq(slot.grant_request.more),
+                back.take.eq(accepted & mine),
+                port.fetch_line.eq(back.fetch_line),
+                port.load_line.eq(back.load_line),
+                port.fetch_complete.eq(back.fetch_complete),
+                port.load_complete.eq(back.load_complete),
+                port.busy.eq(slot.busy | back.busy),
             ]
-            m.d.sync += [
-                loading.eq(take & head.load),
-                port.fetch_line.eq(take & ~head.load),
-                ended.eq(final),
-                stages.eq(Cat(ended, stages)),
-                loads.eq(Cat(loading, loads)),
-            ]
-            with m.If(take):
-                m.d.sync += [got.eq(got + 1), rest.eq(config.cores_per_bank - 1)]
-                with m.If(final):
-                    m.d.sync += got.eq(0)
-            with m.Elif(rest != 0):
-                m.d.sync += rest.eq(rest - 1)
         m.d.comb += [bus.rready.eq(ready), accepted.eq(bus.rvalid & bus.rready)]
         with m.If(accepted):
             m.d.sync += self.line.eq(bus.rdata)
-        failed = (accepted & (bus.rresp[1])) | (bus.bvalid & bus.bresp[1])
-        m.d.sync += self.error.eq(failed)
+        m.d.sync += self.error.eq((accepted & bus.rresp[1]) | (bus.bvalid & bus.bresp[1]))
