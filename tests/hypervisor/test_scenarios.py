@@ -142,6 +142,31 @@ def test_layer_level_redeal_stops_early_and_goes_on_at_the_next_layer() -> None:
     assert world.ledger.ended == {1: ac.Outcome.DONE, 2: ac.Outcome.DONE}
 
 
+def test_cores_that_were_to_be_given_up_may_stay_after_all() -> None:
+    world = World(Settings(policy="private-throughput"))
+    sizes = {"net": 64_000_000, "small": 1_000_000, "big": 1_000_000_000}
+    for name in ("ann", "bob"):
+        world.tenant(name, *(net(model, one_ns) for model, one_ns in sizes.items()))
+        world.lease(name, name[0], 0, 8)
+        submit(world, name[0], ord(name[0]))
+    world.drain()
+    for name in ("ann", "bob"):
+        world.do(ev.ResizeLease(world.now, name, name[0], 0, 16))
+    world.do(ev.SubmitJob(world.now, "ann", "a", 1, "small"))
+    world.finish("a")
+    world.do(ev.SubmitJob(world.now, "ann", "a", 2, "big"))
+    submit(world, "b", 3)  # for a small job a need not have so many cores
+    states = [world.hypervisor.book.cores[core].state for core in world.cores("a")]
+    assert len(states) == 8
+    assert CoreState.DRAINING in states
+    world.finish("a")  # the next one is big
+    states = [world.hypervisor.book.cores[core].state for core in world.cores("a")]
+    assert len(states) >= 8
+    assert CoreState.DRAINING not in states
+    world.drain()
+    assert {1, 2, 3} <= set(world.ledger.ended)
+
+
 def test_weights_are_uploaded_only_to_banks_that_lack_them() -> None:
     world = pair()
     for number, lease in enumerate("aba"):

@@ -38,8 +38,8 @@ class Moves:
                 lease.cores -= leaving
                 lease.model = None  # the streams that are loaded are for other cores
                 self._clear(leaving)
-                for core in lease.cores:
-                    self._mark(core, CoreState.ACTIVE)
+            for core in lease.cores:  # those that were to be given up may stay after all
+                self._mark(core, CoreState.ACTIVE)
         elif lease.phase is Phase.RUNNING:
             for core in lease.cores:
                 self._mark(core, CoreState.DRAINING if core in leaving else CoreState.ACTIVE)
