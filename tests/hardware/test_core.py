@@ -25,7 +25,9 @@ TINY = preset("tiny")
 SHAPES = {
     "one pixel": replace(TINY, name="one pixel", pixels=1, cores=8),
     "window wider than the channels": replace(TINY, name="window", pixels=4, cores=8, banks=2),
-    "window narrower than the channels": replace(TINY, name="narrow", channels=8, parameter_bytes=2048, feature_bytes=1 << 14),
+    "window narrower than the channels": replace(
+        TINY, name="narrow", channels=8, parameter_bytes=2048, feature_bytes=1 << 14
+    ),
     "one core a bank": replace(TINY, name="alone", cores=2, banks=2, pixels=4),
 }
 
@@ -70,7 +72,9 @@ def run_random(config: HardwareConfig, seed: int, *opcodes: Opcode, rounds: int 
 
 
 @pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("opcode", [Opcode.CONV, Opcode.DWCONV, Opcode.POOL, Opcode.ADD, Opcode.MUL], ids=lambda o: o.name)
+@pytest.mark.parametrize(
+    "opcode", [Opcode.CONV, Opcode.DWCONV, Opcode.POOL, Opcode.ADD, Opcode.MUL], ids=lambda o: o.name
+)
 def test_every_operation_as_in_the_simulator(opcode: Opcode, seed: int) -> None:
     run_random(TINY, seed, opcode)
 
@@ -89,14 +93,27 @@ def test_many_random_programs(name: str, seed: int) -> None:
 
 
 ONES = dict.fromkeys(
-    ("rows", "cols", "out_blocks", "kernel_h", "stride_y", "stride_x", "dilation_y", "dilation_x", "in_rows", "in_cols"), 1
+    (
+        "rows",
+        "cols",
+        "out_blocks",
+        "kernel_h",
+        "stride_y",
+        "stride_x",
+        "dilation_y",
+        "dilation_x",
+        "in_rows",
+        "in_cols",
+    ),
+    1,
 )
 FAULTY = {
     "undefined opcode": [bytes([15]) + bytes(31)],
     "reserved bit": [(1 << 255 | int(Opcode.END)).to_bytes(32, "little")],
     "no END": [encode(Opcode.SYNC, cores=1)],
     "a core that is not of the lease": [encode(Opcode.SYNC, cores=3)],
-    "too many tokens": [encode(Opcode.LOAD, target=4, rows=1, blocks=1, pixels=1, raise_next=1)] * 257 + [encode(Opcode.END)],
+    "too many tokens": [encode(Opcode.LOAD, target=4, rows=1, blocks=1, pixels=1, raise_next=1)] * 257
+    + [encode(Opcode.END)],
     "undefined behind work": [
         encode(Opcode.LOAD, target=1, rows=1, blocks=1, pixels=40),
         encode(Opcode.ADD, rows=3, cols=3, out_blocks=1),

@@ -131,7 +131,8 @@ class CoreBench:
         self.outcome.steps += ctx.get(core.step)
         if ctx.get(core.read_request.valid):
             burst = ctx.get(core.read_request.payload)
-            assert not burst.beyond and burst.address + burst.length <= len(self.window)
+            assert not burst.beyond
+            assert burst.address + burst.length <= len(self.window)
             self.queues[1].append(Burst(burst.address, burst.address + burst.length, t))
         if ctx.get(core.write_word.valid):
             word = ctx.get(core.write_word.data).to_bytes(config.word_bytes, "little")
@@ -147,7 +148,8 @@ class CoreBench:
         if ctx.get(core.write_begin):
             burst = ctx.get(core.write_burst)
             assert ctx.get(core.write_banks) == 1
-            assert not burst.beyond and burst.address + burst.length <= len(self.window)
+            assert not burst.beyond
+            assert burst.address + burst.length <= len(self.window)
             self.begun.append(Burst(burst.address, burst.address + burst.length, -1))
             self.room.append(-1)
             self.open_writes += 1

@@ -31,7 +31,9 @@ def _draw(rng: np.random.Generator, *values: int) -> int:
 class ProgramMaker:
     """Rounds of loads, computations and saves, chained by tokens or SYNC."""
 
-    def __init__(self, rng: np.random.Generator, config: HardwareConfig, opcodes: tuple[Opcode, ...], largest: int = 400) -> None:
+    def __init__(
+        self, rng: np.random.Generator, config: HardwareConfig, opcodes: tuple[Opcode, ...], largest: int = 400
+    ) -> None:
         self.rng, self.config, self.opcodes, self.largest = rng, config, opcodes, largest
         self.half = min(config.parameter_words, (OUTPUT - PARAMETERS) // config.parameter_word_bytes) // 2
 
@@ -41,7 +43,9 @@ class ProgramMaker:
         half = self.half
         parameters(rng, config, window, PARAMETERS, half)
         constants(rng, config, window, PARAMETERS + half * config.parameter_word_bytes, half)
-        words = [encode(Opcode.LOAD, **self._linear(Target.PARAMETER, PARAMETERS, 2 * half * config.parameter_word_bytes))]
+        words = [
+            encode(Opcode.LOAD, **self._linear(Target.PARAMETER, PARAMETERS, 2 * half * config.parameter_word_bytes))
+        ]
         words.append(encode(Opcode.LOAD, **self._linear(Target.WEIGHT, 0, min(config.weight_bytes // 2, PARAMETERS))))
         self._chained = bool(rng.random() < 0.5)
         for number in range(rounds):
@@ -62,7 +66,13 @@ class ProgramMaker:
         return b"".join([*words, encode(Opcode.END)])
 
     def _linear(self, target: Target, address: int, size: int) -> Values:
-        return {"target": int(target), "address": address, "rows": 1, "blocks": 1, "pixels": size // self.config.word_bytes}
+        return {
+            "target": int(target),
+            "address": address,
+            "rows": 1,
+            "blocks": 1,
+            "pixels": size // self.config.word_bytes,
+        }
 
     def _transfer(self, most: int) -> Values:
         rng = self.rng
@@ -70,7 +80,13 @@ class ProgramMaker:
         pixels = int(rng.integers(1, max(most // (rows * blocks), 1) + 1))
         row_stride = _draw(rng, pixels, pixels, pixels + 1, 2 * pixels, 0)
         block_stride = _draw(rng, rows * row_stride, rows * pixels, rows * row_stride + 3, 0)
-        return {"rows": rows, "blocks": blocks, "pixels": pixels, "row_stride": row_stride, "block_stride": block_stride}
+        return {
+            "rows": rows,
+            "blocks": blocks,
+            "pixels": pixels,
+            "row_stride": row_stride,
+            "block_stride": block_stride,
+        }
 
     def _address(self, values: Values, start: int, end: int) -> int:
         word = self.config.word_bytes
@@ -86,7 +102,11 @@ class ProgramMaker:
         if target is Target.RESULT and self._chained:  # saves of the round before may still read there
             target = Target.FEATURE
         values = self._transfer(150 if target is not Target.LUT else 70)
-        values |= {"target": int(target), "address": self._address(values, 0, PARAMETERS), "local": int(rng.integers(0, 1 << 9))}
+        values |= {
+            "target": int(target),
+            "address": self._address(values, 0, PARAMETERS),
+            "local": int(rng.integers(0, 1 << 9)),
+        }
         if target is Target.FEATURE:
             values |= {"row_pitch": int(rng.integers(0, 8)), "block_pitch": int(rng.integers(0, 40))}
             values["first_row"] = int(rng.integers(0, config.feature_banks))
@@ -94,7 +114,11 @@ class ProgramMaker:
 
     def _save(self) -> tuple[Opcode, Values]:
         values = self._transfer(60)
-        values |= {"banks": 1, "address": self._address(values, OUTPUT, STREAM), "local": int(self.rng.integers(0, 512))}
+        values |= {
+            "banks": 1,
+            "address": self._address(values, OUTPUT, STREAM),
+            "local": int(self.rng.integers(0, 512)),
+        }
         values["block_skip"] = _draw(self.rng, 0, 0, 3, 100)
         return Opcode.SAVE, values
 
@@ -116,7 +140,10 @@ class ProgramMaker:
         config, rng = self.config, self.rng
         values = {"lut": int(rng.random() < 0.3), "feature": int(rng.integers(0, config.feature_lines))}
         values |= {"row_pitch": int(rng.integers(0, 8)), "block_pitch": int(rng.integers(0, 40))}
-        values |= {"parameter": int(rng.integers(0, config.parameter_words)), "result": int(rng.integers(0, config.result_words))}
+        values |= {
+            "parameter": int(rng.integers(0, config.parameter_words)),
+            "result": int(rng.integers(0, config.result_words)),
+        }
         if values["lut"]:
             values["lut_slot"] = int(rng.integers(0, config.lut_slots))
         return values
@@ -150,12 +177,22 @@ class ProgramMaker:
         values |= {"low": _draw(rng, -128, -128, -90, 20), "high": _draw(rng, 127, 127, 100, -20)}
         values |= {"first": 1, "last": 1}
         if opcode is Opcode.CONV:
-            values |= {"in_blocks": _draw(rng, 1, 2, 3, 9), "shape": int(rng.integers(0, 3)), "residual": int(rng.random() < 0.4)}
+            values |= {
+                "in_blocks": _draw(rng, 1, 2, 3, 9),
+                "shape": int(rng.integers(0, 3)),
+                "residual": int(rng.random() < 0.4),
+            }
             values["lut_after_add"] = int(rng.random() < 0.5)
         if opcode is Opcode.POOL:
             values["mode"] = int(rng.integers(0, 2))
         if rng.random() < 0.25 and not (opcode is Opcode.POOL and values["mode"] == 0):
-            values |= {"rows": 1, "cols": 1, "out_blocks": 1, "first": int(rng.integers(0, 2)), "last": int(rng.integers(0, 2))}
+            values |= {
+                "rows": 1,
+                "cols": 1,
+                "out_blocks": 1,
+                "first": int(rng.integers(0, 2)),
+                "last": int(rng.integers(0, 2)),
+            }
         values["parameter"] = int(rng.integers(0, self.half))
         if opcode is not Opcode.POOL:
             values["weight"] = int(rng.integers(0, config.weight_words))
@@ -166,7 +203,9 @@ def _encoded(pair: tuple[Opcode, Values]) -> bytes:
     return encode(pair[0], **pair[1])
 
 
-def parameters(rng: np.random.Generator, config: HardwareConfig, window: npt.NDArray[np.uint8], start: int, words: int) -> None:
+def parameters(
+    rng: np.random.Generator, config: HardwareConfig, window: npt.NDArray[np.uint8], start: int, words: int
+) -> None:
     """Parameter words at byte ``start`` of the window that scale typical sums to the range of results."""
     for number in range(words):
         place = start + number * config.parameter_word_bytes
@@ -177,7 +216,9 @@ def parameters(rng: np.random.Generator, config: HardwareConfig, window: npt.NDA
             window[place + 8 * channel : place + 8 * channel + 8] = np.frombuffer(bias + scale + shift, np.uint8)
 
 
-def constants(rng: np.random.Generator, config: HardwareConfig, window: npt.NDArray[np.uint8], start: int, words: int) -> None:
+def constants(
+    rng: np.random.Generator, config: HardwareConfig, window: npt.NDArray[np.uint8], start: int, words: int
+) -> None:
     """Parameter words at byte ``start`` of the window that hold the constants of additions and products."""
     for number in range(words):
         place = start + number * config.parameter_word_bytes

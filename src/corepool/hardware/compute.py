@@ -27,8 +27,9 @@ _LEAST_LATENCY = Sequencer.FIRST_STEP + _TO_REQUANTISER + Requantiser.DELAY - 3 
 
 
 class ComputeUnit(wiring.Component):
-    """``start`` in cycle s with ``instruction`` and ``index``, while ``free``; ``done`` in s + duration, with the tokens
-    that are raised and ``done_index``. ``step``: the array takes operands. ``forget``: accumulators count as empty.
+    """``start`` in cycle s with ``instruction`` and ``index``, while ``free``; ``done`` in s + duration, with the
+    tokens that are raised and ``done_index``. ``step``: the array takes operands. ``forget``: accumulators count as
+    empty.
 
     The other ports go to the memories.
     """
@@ -36,7 +37,8 @@ class ComputeUnit(wiring.Component):
     def __init__(self, config: HardwareConfig) -> None:
         if config.compute_latency < _LEAST_LATENCY:
             raise ConfigError(
-                f"configuration {config.name!r}: compute latency {config.compute_latency} must be at least {_LEAST_LATENCY}"
+                f"configuration {config.name!r}: compute latency {config.compute_latency} "
+                f"must be at least {_LEAST_LATENCY}"
             )
         self.config = config
         word, channels, results = 8 * config.word_bytes, config.channels, bits_for(config.result_words)
@@ -157,7 +159,10 @@ class ComputeUnit(wiring.Component):
         """A group's pixels, one a cycle, to the requantiser and on to the result memory."""
         config, plan, requantiser = self.config, self._sequencer.plan, self._requantiser
         pixels, channels = config.pixels, config.channels
-        lanes = [[Signal.like(value, name=f"lane_{p}_{o}") for o, value in enumerate(row)] for p, row in enumerate(self._sums.sums)]
+        lanes = [
+            [Signal.like(value, name=f"lane_{p}_{o}") for o, value in enumerate(row)]
+            for p, row in enumerate(self._sums.sums)
+        ]
         for p in range(pixels):
             for o in range(channels):
                 value = Mux(plan.maximum, self._sums.maxima[p][o], self._sums.sums[p][o])

@@ -5,7 +5,7 @@ It must not know the pool: leases, windows, banks and other cores are behind its
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import wiring
 
 from corepool.config import HardwareConfig
@@ -37,9 +37,10 @@ class Core(wiring.Component):
         m.submodules.memories = memories = Memories(config)
         reset = Signal()
         m.d.comb += reset.eq(self.start | self.halt)
-        for block in (dispatch, load, place, compute, save):
-            m.d.comb += block.reset.eq(reset)
-        for unit, block in enumerate((load, compute, save)):
+        for resettable in (dispatch, load, place, compute, save):
+            m.d.comb += resettable.reset.eq(reset)
+        units: tuple[LoadUnit | ComputeUnit | SaveUnit, ...] = (load, compute, save)
+        for unit, block in enumerate(units):
             m.d.comb += [
                 block.start.eq(dispatch.go[unit]),
                 block.instruction.eq(dispatch.heads[unit].instruction),
@@ -61,7 +62,7 @@ class Core(wiring.Component):
         self._writing(m, save, memories)
         self._memories(m, place, compute, memories)
         m.d.sync += [
-            self.busy.eq(Cat(*(dispatch.go[unit] | ~block.free for unit, block in enumerate((load, compute, save))))),
+            self.busy.eq(Cat(*(dispatch.go[unit] | ~block.free for unit, block in enumerate(units)))),
             self.done.eq(Cat(load.done, compute.done, save.done)),
             self.step.eq(compute.step),
         ]

@@ -8,7 +8,18 @@ from __future__ import annotations
 from amaranth.hdl import Cat, Const, Value
 
 from corepool.config import HardwareConfig
-from corepool.isa.table import INSTRUCTIONS, OPCODE, Opcode, PoolMode, Shape, Target, Unit, field_of, fields_of, reserved_mask
+from corepool.isa.table import (
+    INSTRUCTIONS,
+    OPCODE,
+    Opcode,
+    PoolMode,
+    Shape,
+    Target,
+    Unit,
+    field_of,
+    fields_of,
+    reserved_mask,
+)
 
 
 def get(word: Value, opcode: Opcode, name: str) -> Value:

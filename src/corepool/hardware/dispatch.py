@@ -32,7 +32,8 @@ _COUNTERS = {
 
 
 class TokenCounter(wiring.Component):
-    """Tokens from one unit to another. ``available`` counts one that is raised in this cycle; ``overflow``: it does not fit."""
+    """Tokens from one unit to another. ``available`` counts one that is raised in this cycle; ``overflow``: it
+    does not fit."""
 
     def __init__(self) -> None:
         super().__init__({"raised": In(1), "taken": In(1), "available": Out(1), "overflow": Out(1), "reset": In(1)})
@@ -52,9 +53,10 @@ class Dispatcher(wiring.Component):
     """Takes ``instruction`` in order; starts a unit with ``go`` [LOAD, COMPUTE, SAVE] and the ``heads`` of the queues.
 
     ``free``: the unit can start in this cycle. ``load_raise``, ``compute_raise_prev``, ``compute_raise_next``,
-    ``save_raise``: tokens raised in this cycle, by the instructions with these ``*_index``. ``drained``: loads, compute,
-    save and writes have nothing under way. ``run`` lets it work; ``reset`` empties it. ``fault``, ``arrived`` (with
-    ``layer``), ``ended`` in the cycle of the event itself; ``index`` is that of the instruction at the head.
+    ``save_raise``: tokens raised in this cycle, by the instructions with these ``*_index``. ``drained``: loads,
+    compute, save and writes have nothing under way. ``run`` lets it work; ``reset`` empties it. ``fault``,
+    ``arrived`` (with ``layer``), ``ended`` in the cycle of the event itself; ``index`` is that of the instruction at
+    the head.
     """
 
     def __init__(self, config: HardwareConfig) -> None:
@@ -100,7 +102,12 @@ class Dispatcher(wiring.Component):
 
     def _start(self, m: Module, queues: list[Queue]) -> None:
         """Tokens, and the start of units."""
-        raised = {"lc": self.load_raise, "cl": self.compute_raise_prev, "cs": self.compute_raise_next, "sc": self.save_raise}
+        raised = {
+            "lc": self.load_raise,
+            "cl": self.compute_raise_prev,
+            "cs": self.compute_raise_next,
+            "sc": self.save_raise,
+        }
         self.overflows: list[tuple[Value, Value]] = []
         indices = {Unit.LOAD: self.load_index, Unit.COMPUTE: self.compute_index, Unit.SAVE: self.save_index}
         ready: dict[Unit, list[Value]] = {unit: [] for unit in _UNITS}

@@ -40,9 +40,7 @@ def length_bits(config: HardwareConfig) -> int:
 def burst_layout(config: HardwareConfig) -> data.StructLayout:
     """A data burst: first byte (offset in the lease's window), whether it lies beyond 4 GiB (then ``address`` is only
     its lower 32 bits, and it is outside of every window), length in bytes, index of its instruction in the stream."""
-    return data.StructLayout(
-        {"address": ADDRESS_BITS, "beyond": 1, "length": length_bits(config), "index": INDEX_BITS}
-    )
+    return data.StructLayout({"address": ADDRESS_BITS, "beyond": 1, "length": length_bits(config), "index": INDEX_BITS})
 
 
 class CoreSignature(wiring.Signature):
@@ -76,9 +74,10 @@ class CoreSignature(wiring.Signature):
 
     **Control.** ``start``: pulse in the cycle before the lease's first; resets queues, tokens and ``reached``, keeps
     memories. ``release``: pulse in the cycle before the next instruction may leave, i.e. in cycle
-    last arrival + sync_cycles - 1. ``lease_cores``: mask that every SYNC must carry. ``halt``: level; from the next cycle
-    on nothing is started, requested, written or reported; lines that come are dropped. ``clear``: pulse while
-    halted or idle; then every memory of the core is zeroed, and ``cleared`` is high from when that is done until the next ``clear``.
+    last arrival + sync_cycles - 1. ``lease_cores``: mask that every SYNC must carry. ``halt``: level; from the
+    next cycle on nothing is started, requested, written or reported; lines that come are dropped. ``clear``: pulse
+    while halted or idle; then every memory of the core is zeroed, and ``cleared`` is high from when that is done
+    until the next ``clear``.
     """
 
     def __init__(self, config: HardwareConfig) -> None:

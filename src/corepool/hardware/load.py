@@ -69,7 +69,11 @@ class LoadUnit(wiring.Component):
             self.part.first.eq(~begun),
         ]
         m.d.comb += [open_.push.eq(self.request), open_.pop.eq(self.complete), open_.clear.eq(self.reset)]
-        m.d.comb += [open_.input.last.eq(walker.last), open_.input.raise_next.eq(raise_next), open_.input.index.eq(index)]
+        m.d.comb += [
+            open_.input.last.eq(walker.last),
+            open_.input.raise_next.eq(raise_next),
+            open_.input.index.eq(index),
+        ]
         m.d.comb += [
             self.free.eq(~busy),
             self.done.eq(self.complete & open_.head.last),

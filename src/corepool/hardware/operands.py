@@ -108,7 +108,10 @@ class Operands(wiring.Component):
         outside = []
         for number, lines in enumerate(self.feature_lines):
             away, place = Signal(bits, name=f"away_{number}"), Signal(POSITION, name=f"place_{number}")
-            line, off = Signal(bits_for(config.feature_lines), name=f"bank_line_{number}"), Signal(name=f"bank_off_{number}")
+            line, off = (
+                Signal(bits_for(config.feature_lines), name=f"bank_line_{number}"),
+                Signal(name=f"bank_off_{number}"),
+            )
             m.d.comb += [away.eq(number - self._base), place.eq(step.x + away)]
             with m.If(plan.depthwise | plan.pool):
                 m.d.comb += [line.eq(step.line + (place >> bits)), off.eq(self._leaves(place, step.y))]
@@ -130,9 +133,14 @@ class Operands(wiring.Component):
             _, _, bank, turn = self._pixels[p]
             for number in range(channels):
                 tap = Signal(range(2048), name=f"tap_{p}_{number}")
-                m.d.comb += tap.eq(plan.pixel_cols[p] + plain_product(get(self.op, Opcode.CONV, "dilation_x"), Const(number)))
+                m.d.comb += tap.eq(
+                    plan.pixel_cols[p] + plain_product(get(self.op, Opcode.CONV, "dilation_x"), Const(number))
+                )
                 for f in range(fold):
-                    chosen, counts = Signal(self._bits, name=f"chosen_{p}_{number}_{f}"), Signal(name=f"counts_{p}_{number}_{f}")
+                    chosen, counts = (
+                        Signal(self._bits, name=f"chosen_{p}_{number}_{f}"),
+                        Signal(name=f"counts_{p}_{number}_{f}"),
+                    )
                     slot = number + f * channels
                     with m.If(plan.depthwise):
                         if f == 0:

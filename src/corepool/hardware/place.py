@@ -22,7 +22,8 @@ _FIELDS = ("target", "rows", "pixels", "local", "row_pitch", "block_pitch", "fir
 
 
 def part_layout(config: HardwareConfig) -> data.StructLayout:
-    """A burst as the placer needs it: words to skip in its first line, its words, whether an instruction begins here."""
+    """A burst as the placer needs it: words to skip in its first line, its words, whether an instruction begins
+    here."""
     return data.StructLayout(
         {
             "skip": bits_for(config.ddr.line_bytes // config.word_bytes),
@@ -41,9 +42,9 @@ def _plan_layout() -> data.StructLayout:
 class Placer(wiring.Component):
     """Writes the words of loads to the columns of their memories.
 
-    ``plan`` with ``instruction`` announces a LOAD, ``part`` with ``burst`` one of its bursts (in order, before its first
-    line); ``line_valid`` with ``line`` brings a line. ``results_taken``: columns of the result memory that cannot be
-    written in the next cycle. ``writes``: a word per column. ``reset`` drops everything.
+    ``plan`` with ``instruction`` announces a LOAD, ``part`` with ``burst`` one of its bursts (in order, before its
+    first line); ``line_valid`` with ``line`` brings a line. ``results_taken``: columns of the result memory that
+    cannot be written in the next cycle. ``writes``: a word per column. ``reset`` drops everything.
 
     Where words of the same line meet in one column they are written one after the other; a line's words never come
     before those of the line before it but for other columns. A line that meets no such crowd is in memory
@@ -223,7 +224,10 @@ class Placer(wiring.Component):
         for group in range(_GROUPS):
             with m.If(shift):
                 if group + 1 < _GROUPS:
-                    m.d.sync += [slots[group].eq(slots[group + 1]), open_[group].eq(open_[group + 1] & ~done[group + 1])]
+                    m.d.sync += [
+                        slots[group].eq(slots[group + 1]),
+                        open_[group].eq(open_[group + 1] & ~done[group + 1]),
+                    ]
                 else:
                     m.d.sync += open_[group].eq(0)
             with m.Else():

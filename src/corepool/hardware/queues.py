@@ -15,7 +15,8 @@ from corepool.errors import ConfigError
 class Queue(wiring.Component):
     """First in, first out; what is pushed in cycle t is at the head in t + 1 at the earliest.
 
-    ``push`` with ``input`` must not come when ``level == depth``, ``pop`` not when ``level == 0``. ``clear`` empties it.
+    ``push`` with ``input`` must not come when ``level == depth``, ``pop`` not when ``level == 0``. ``clear``
+    empties it.
     ``head`` is valid while ``level != 0``; what it is otherwise means nothing.
     """
 

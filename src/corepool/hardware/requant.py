@@ -19,7 +19,15 @@ from corepool.isa.table import Opcode
 
 # Constants of an addition or product, as they stand in a parameter word.
 CONSTANTS = data.StructLayout(
-    {"a": signed(32), "b": signed(32), "c": signed(32), "shift": 8, "zero_point": signed(8), "low": signed(8), "high": signed(8)}
+    {
+        "a": signed(32),
+        "b": signed(32),
+        "c": signed(32),
+        "shift": 8,
+        "zero_point": signed(8),
+        "low": signed(8),
+        "high": signed(8),
+    }
 )
 CHANNEL = data.StructLayout({"bias": signed(32), "multiplier": 16, "shift": 8, "zero": 8})
 
@@ -47,8 +55,9 @@ def _less_one(shift: Value) -> Value:
 class Requantiser(wiring.Component):
     """``sums`` [C], ``channels`` (parameters) and ``operand`` in cycle x; ``result`` in x + DELAY.
 
-    ``op``, ``plan`` and ``constants`` stay while an instruction's results pass. ``index`` to the tables, ``entry`` back in the
-    same cycle. For ADD and MUL the lower eight bits of a sum are the feature; MUL takes the lower eight bits of its two zero
+    ``op``, ``plan`` and ``constants`` stay while an instruction's results pass. ``index`` to the tables, ``entry``
+    back in the same cycle. For ADD and MUL the lower eight bits of a sum are the feature; MUL takes the lower eight
+    bits of its two zero
     points, which have no more. The lower eight bits of a sum are also the maximum.
     """
 
@@ -132,11 +141,16 @@ class Requantiser(wiring.Component):
         op = self.op
         instruction = [get(op, Opcode.CONV, name) for name in ("zero_point", "low", "high")]
         parts = [constants.zero_point, constants.low, constants.high]
-        zero_point, low, high = (
-            Mux(plan.mul, part, field) for part, field in zip(parts, instruction, strict=True)
-        )
+        zero_point, low, high = (Mux(plan.mul, part, field) for part, field in zip(parts, instruction, strict=True))
         straight = delayed(m, feature, 4, f"straight_{number}")
-        value = _clamped(m, Mux(plan.maximum, straight << 1, shifted), Mux(plan.maximum, Const(0, signed(8)), zero_point), low, high, f"scale_{number}")
+        value = _clamped(
+            m,
+            Mux(plan.maximum, straight << 1, shifted),
+            Mux(plan.maximum, Const(0, signed(8)), zero_point),
+            low,
+            high,
+            f"scale_{number}",
+        )
         result = Signal(signed(8), name=f"requantised_{number}")
         m.d.sync += result.eq(Mux(plan.add, straight, value))  # x + 5
         return result

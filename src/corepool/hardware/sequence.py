@@ -5,6 +5,8 @@ It must not know data or memories; widths of on-chip addresses come from the con
 
 from __future__ import annotations
 
+from typing import Any
+
 from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -52,7 +54,8 @@ def plan_layout(config: HardwareConfig) -> data.StructLayout:
 
 
 def step_layout(config: HardwareConfig) -> data.StructLayout:
-    """One cycle's work: position in the input, place in the feature memory, weight word, and what it means for the sums."""
+    """One cycle's work: position in the input, place in the feature memory, weight word, and what it means for the
+    sums."""
     return data.StructLayout(
         {
             "valid": 1,
@@ -72,8 +75,9 @@ def step_layout(config: HardwareConfig) -> data.StructLayout:
 
 
 class Sequencer(wiring.Component):
-    """``start`` in cycle s with ``instruction``; ``op`` is that instruction and ``plan`` what follows from it, from s + 1
-    and s + FIRST_STEP on. Steps come from s + FIRST_STEP on. ``ending`` in the last cycle of the last group."""
+    """``start`` in cycle s with ``instruction``; ``op`` is that instruction and ``plan`` what follows from it,
+    from s + 1 and s + FIRST_STEP on. Steps come from s + FIRST_STEP on. ``ending`` in the last cycle of the last
+    group."""
 
     FIRST_STEP = 3
 
@@ -167,12 +171,16 @@ class Sequencer(wiring.Component):
         config, field, plan = self.config, self._field, self.plan
         stride_y, stride_x = self._stride()
         factor = max(config.pixels - 1, 1)
-        banks = []
+        banks: list[Value] = []
         for p in range(config.pixels):
             row, col = plan.row_of[p], plan.col_of[p]
             bank = Signal(bits_for(config.feature_banks), name=f"bank_{p}")
             up = plain_product(stride_y, row)[: len(bank)]
-            m.d.comb += bank.eq(plain_product(stride_x, col) + (up << log2(config.pixels)) - up if factor > 1 else plain_product(stride_x, col) + up)
+            m.d.comb += bank.eq(
+                plain_product(stride_x, col) + (up << log2(config.pixels)) - up
+                if factor > 1
+                else plain_product(stride_x, col) + up
+            )
             turn = Signal(bits_for(config.pixels), name=f"turn_{p}")
             m.d.comb += turn.eq(sum((other == bank for other in banks), start=0))
             banks.append(bank)
@@ -195,132 +203,159 @@ class Sequencer(wiring.Component):
 
     def _loops(self, m: Module, begin: Value) -> None:
         """The loop nest: sub, block, kernel column, kernel row; output columns, rows, blocks."""
-        config, field, plan = self.config, self._field, self.plan
-        lines, weights = bits_for(config.feature_lines), bits_for(config.weight_words)
-        results = bits_for(config.result_words)
-        stride_y, stride_x = self._stride()
-        active, waiting, quiet = Signal(), Signal(), Signal(range(max(config.pixels, 2)))
-        sub, block, kx, ky = Signal(16), Signal(12), Signal(12), Signal(8)
-        ox, oy, og = Signal(14), Signal(12), Signal(10)
-        x, y, group_x, group_y = (Signal(POSITION, name=name) for name in ("x", "y", "group_x", "group_y"))
-        line, kernel_line, row_line, block_line = (
-            Signal(lines, name=name) for name in ("line", "kernel_line", "row_line", "block_line")
-        )
-        weight, block_weight = Signal(weights), Signal(weights)
-        result, row_result, block_result = (Signal(results, name=n) for n in ("result", "row_result", "block_result"))
-        operand, parameter = Signal(results), Signal(bits_for(config.parameter_words))
-
-        # Which loops are at their last turn.
-        window = plan.depthwise | plan.pool
-        last_sub = sub == Mux(plan.conv, plan.clash, Mux(window, plan.windows, 0))
-        last_block = ~plan.conv | (block == field("in_blocks") - 1)
-        last_kx = ~plan.conv | (kx == field("kernel_w") - 1)
-        last_ky = self.elementwise | (ky == field("kernel_h") - 1)
-        last_step, last_col, last_row, last_group = Signal(), Signal(), Signal(), Signal()
-        m.d.comb += [
-            last_step.eq(last_sub & last_block & last_kx & last_ky),
-            last_col.eq(ox + self.wide >= field("cols")),
-            last_row.eq(oy + self.tall >= field("rows")),
-            last_group.eq(og == field("out_blocks") - 1),
-        ]
+        config, field = self.config, self._field
+        at = self._at = _Loops(config)
+        ends = self._ends(m)
         partial = ~self.elementwise & ~field("last")
         short = self.elementwise | partial  # such groups may follow each other faster than P cycles
         stepping, group_end = Signal(), Signal()
-        m.d.comb += stepping.eq(active & ~waiting)
-        m.d.comb += group_end.eq(active & (waiting | last_step) & (short | (quiet == config.pixels - 1)))
-        m.d.comb += self.ending.eq(group_end & last_col & last_row & last_group)
-
-        def at_group(new_x: Value, new_y: Value, new_line: Value) -> list[object]:
-            """Back to the first tap of a group."""
-            inner = [counter.eq(0) for counter in (sub, block, kx, ky, quiet, waiting)]
-            return [*inner, x.eq(new_x), y.eq(new_y), line.eq(new_line), kernel_line.eq(new_line)]
-
-        with m.If(stepping & ~last_step):
-            self._next_tap(m, locals())
-        with m.If(stepping & last_step):
-            m.d.sync += waiting.eq(1)
-        with m.If(active & (quiet != config.pixels - 1)):
-            m.d.sync += quiet.eq(quiet + 1)
-        single = Mux(plan.mul & get(self.op, Opcode.MUL, "mode"), 0, 1)
+        full = at.quiet == config.pixels - 1
+        m.d.comb += stepping.eq(at.active & ~at.waiting)
+        m.d.comb += group_end.eq(at.active & (at.waiting | ends["step"]) & (short | full))
+        m.d.comb += self.ending.eq(group_end & ends["col"] & ends["row"] & ends["group"])
+        with m.If(stepping & ~ends["step"]):
+            self._next_tap(m, ends)
+        with m.If(stepping & ends["step"]):
+            m.d.sync += at.waiting.eq(1)
+        with m.If(at.active & ~full):
+            m.d.sync += at.quiet.eq(at.quiet + 1)
         with m.If(group_end):
-            m.d.sync += operand.eq(operand + single)
-            with m.If(~last_col):
-                right = Signal(POSITION)
-                m.d.comb += right.eq(group_x + plain_product(stride_x, self.wide))
-                m.d.sync += [*at_group(right, group_y, row_line), group_x.eq(right), ox.eq(ox + self.wide)]
-                m.d.sync += [weight.eq(block_weight), result.eq(result + self.wide)]
-            with m.Elif(~last_row):
-                down, down_line, down_result = Signal(POSITION), Signal(lines), Signal(results)
-                m.d.comb += down.eq(group_y + (stride_y << self.tall_bits))
-                m.d.comb += down_line.eq(row_line + (self.row_lines << self.tall_bits))
-                m.d.comb += down_result.eq(row_result + (field("cols") << self.tall_bits))
-                m.d.sync += at_group(self._start_x(), down, down_line)
-                m.d.sync += [group_x.eq(self._start_x()), group_y.eq(down), row_line.eq(down_line)]
-                m.d.sync += [ox.eq(0), oy.eq(oy + self.tall), weight.eq(block_weight)]
-                m.d.sync += [result.eq(down_result), row_result.eq(down_result)]
-            with m.Else():
-                deeper, deeper_result = Signal(lines), Signal(results)
-                m.d.comb += deeper.eq(block_line + Mux(plan.conv, 0, field("block_pitch")))
-                m.d.comb += deeper_result.eq(block_result + self.map_words)
-                m.d.sync += at_group(self._start_x(), self._start_y(), deeper)
-                m.d.sync += [group_x.eq(self._start_x()), group_y.eq(self._start_y())]
-                m.d.sync += [row_line.eq(deeper), block_line.eq(deeper), ox.eq(0), oy.eq(0), og.eq(og + 1)]
-                m.d.sync += [weight.eq(weight + 1), block_weight.eq(weight + 1)]
-                m.d.sync += [place.eq(deeper_result) for place in (result, row_result, block_result)]
-                m.d.sync += parameter.eq(parameter + ~plan.pool)
-                with m.If(plan.mul & get(self.op, Opcode.MUL, "mode")):
-                    m.d.sync += operand.eq(operand + 1)
-                with m.If(last_group):
-                    m.d.sync += active.eq(0)
+            self._next_group(m, ends)
         with m.If(begin):
-            top = Signal(lines)
-            m.d.comb += top.eq(field("feature") + self.start_lines)
-            m.d.sync += at_group(self._start_x(), self._start_y(), top)
-            m.d.sync += [active.eq(1), ox.eq(0), oy.eq(0), og.eq(0)]
-            m.d.sync += [group_x.eq(self._start_x()), group_y.eq(self._start_y()), row_line.eq(top), block_line.eq(top)]
-            m.d.sync += [weight.eq(field("weight")), block_weight.eq(field("weight"))]
-            m.d.sync += [place.eq(field("result")) for place in (result, row_result, block_result)]
-            m.d.sync += [operand.eq(get(self.op, Opcode.ADD, "operand")), parameter.eq(field("parameter"))]
+            self._begin(m)
         with m.If(self.reset):
-            m.d.sync += active.eq(0)
+            m.d.sync += at.active.eq(0)
+        self._describe(m, stepping, ends["step"])
 
-        step = self.step
-        fits = [(ox + plan.col_of[p] < field("cols")) & (oy + plan.row_of[p] < field("rows")) for p in range(config.pixels)]
-        alone = [fits[0], *(fit & ~self.elementwise for fit in fits[1:])]
-        begins = (sub == 0) & (block == 0) & (kx == 0) & (ky == 0)
+    def _ends(self, m: Module) -> dict[str, Signal]:
+        """Which loops are at their last turn."""
+        at, field, plan = self._at, self._field, self.plan
+        window = plan.depthwise | plan.pool
+        last = {
+            "sub": at.sub == Mux(plan.conv, plan.clash, Mux(window, plan.windows, 0)),
+            "block": ~plan.conv | (at.block == field("in_blocks") - 1),
+            "kx": ~plan.conv | (at.kx == field("kernel_w") - 1),
+            "ky": self.elementwise | (at.ky == field("kernel_h") - 1),
+            "col": at.ox + self.wide >= field("cols"),
+            "row": at.oy + self.tall >= field("rows"),
+            "group": at.og == field("out_blocks") - 1,
+        }
+        ends = {name: Signal(name=f"last_{name}") for name in (*last, "step")}
+        m.d.comb += [ends[name].eq(value) for name, value in last.items()]
+        m.d.comb += ends["step"].eq(ends["sub"] & ends["block"] & ends["kx"] & ends["ky"])
+        return ends
+
+    def _at_group(self, x: Value, y: Value, line: Value) -> list[Any]:
+        """Back to the first tap of a group."""
+        at = self._at
+        inner = [counter.eq(0) for counter in (at.sub, at.block, at.kx, at.ky, at.quiet, at.waiting)]
+        return [*inner, at.x.eq(x), at.y.eq(y), at.line.eq(line), at.kernel_line.eq(line)]
+
+    def _next_group(self, m: Module, ends: dict[str, Signal]) -> None:
+        """The outer loops go on: to the right, down, or to the next output block."""
+        at, field, plan = self._at, self._field, self.plan
+        stride_y, stride_x = self._stride()
+        vector = plan.mul & get(self.op, Opcode.MUL, "mode")  # one operand word for each block
+        start_x, start_y = self._start_x(), self._start_y()
+        m.d.sync += at.operand.eq(at.operand + ~vector)
+        with m.If(~ends["col"]):
+            right = Signal(POSITION)
+            m.d.comb += right.eq(at.group_x + plain_product(stride_x, self.wide))
+            m.d.sync += [*self._at_group(right, at.group_y, at.row_line), at.group_x.eq(right)]
+            m.d.sync += [at.ox.eq(at.ox + self.wide), at.weight.eq(at.block_weight)]
+            m.d.sync += at.result.eq(at.result + self.wide)
+        with m.Elif(~ends["row"]):
+            down, line, result = Signal(POSITION), Signal.like(at.line), Signal.like(at.result)
+            m.d.comb += down.eq(at.group_y + (stride_y << self.tall_bits))
+            m.d.comb += line.eq(at.row_line + (self.row_lines << self.tall_bits))
+            m.d.comb += result.eq(at.row_result + (field("cols") << self.tall_bits))
+            m.d.sync += [*self._at_group(start_x, down, line), at.group_x.eq(start_x), at.group_y.eq(down)]
+            m.d.sync += [at.row_line.eq(line), at.ox.eq(0), at.oy.eq(at.oy + self.tall)]
+            m.d.sync += [at.weight.eq(at.block_weight), at.result.eq(result), at.row_result.eq(result)]
+        with m.Else():
+            line, result = Signal.like(at.line), Signal.like(at.result)
+            m.d.comb += line.eq(at.block_line + Mux(plan.conv, 0, field("block_pitch")))
+            m.d.comb += result.eq(at.block_result + self.map_words)
+            m.d.sync += [*self._at_group(start_x, start_y, line), at.group_x.eq(start_x), at.group_y.eq(start_y)]
+            m.d.sync += [at.row_line.eq(line), at.block_line.eq(line), at.ox.eq(0), at.oy.eq(0), at.og.eq(at.og + 1)]
+            m.d.sync += [at.weight.eq(at.weight + 1), at.block_weight.eq(at.weight + 1)]
+            m.d.sync += [place.eq(result) for place in (at.result, at.row_result, at.block_result)]
+            m.d.sync += at.parameter.eq(at.parameter + ~plan.pool)
+            with m.If(vector):
+                m.d.sync += at.operand.eq(at.operand + 1)
+            with m.If(ends["group"]):
+                m.d.sync += at.active.eq(0)
+
+    def _begin(self, m: Module) -> None:
+        """All loops at their first turn."""
+        at, field = self._at, self._field
+        top = Signal.like(at.line)
+        m.d.comb += top.eq(field("feature") + self.start_lines)
+        m.d.sync += [*self._at_group(self._start_x(), self._start_y(), top), at.active.eq(1)]
+        m.d.sync += [counter.eq(0) for counter in (at.ox, at.oy, at.og)]
+        m.d.sync += [at.group_x.eq(self._start_x()), at.group_y.eq(self._start_y())]
+        m.d.sync += [at.row_line.eq(top), at.block_line.eq(top)]
+        m.d.sync += [at.weight.eq(field("weight")), at.block_weight.eq(field("weight"))]
+        m.d.sync += [place.eq(field("result")) for place in (at.result, at.row_result, at.block_result)]
+        m.d.sync += [at.operand.eq(get(self.op, Opcode.ADD, "operand")), at.parameter.eq(field("parameter"))]
+
+    def _describe(self, m: Module, stepping: Value, last_step: Value) -> None:
+        """The step of this cycle."""
+        at, field, plan, step = self._at, self._field, self.plan, self.step
+        fits = [
+            (at.ox + plan.col_of[p] < field("cols")) & (at.oy + plan.row_of[p] < field("rows"))
+            for p in range(self.config.pixels)
+        ]
+        for name in ("x", "y", "line", "sub", "weight", "result", "parameter"):
+            m.d.comb += step[name].eq(getattr(at, name))
         m.d.comb += [
             step.valid.eq(stepping),
-            step.x.eq(x),
-            step.y.eq(y),
-            step.line.eq(line),
-            step.sub.eq(sub),
-            step.weight.eq(weight),
-            step.lanes.eq(Cat(*alone)),
-            step.begins.eq(begins),
+            step.lanes.eq(Cat(fits[0], *(fit & ~self.elementwise for fit in fits[1:]))),
+            step.begins.eq((at.sub == 0) & (at.block == 0) & (at.kx == 0) & (at.ky == 0)),
             step.ends.eq(last_step),
-            step.result.eq(result),
-            step.operand.eq(Mux(self.elementwise, operand, result)),
-            step.parameter.eq(parameter),
+            step.operand.eq(Mux(self.elementwise, at.operand, at.result)),
         ]
 
-    def _next_tap(self, m: Module, at: dict[str, Value]) -> None:
+    def _next_tap(self, m: Module, ends: dict[str, Signal]) -> None:
         """The inner loops go on by one step."""
-        config, field, plan = self.config, self._field, self.plan
-        x, line, kernel_line = at["x"], at["line"], at["kernel_line"]
-        with m.If(~at["last_sub"]):
-            m.d.sync += at["sub"].eq(at["sub"] + 1)
+        at, field, plan = self._at, self._field, self.plan
+        with m.If(~ends["sub"]):
+            m.d.sync += at.sub.eq(at.sub + 1)
             with m.If(~plan.conv):
-                m.d.sync += x.eq(x + config.feature_banks)
+                m.d.sync += at.x.eq(at.x + self.config.feature_banks)
         with m.Else():
-            m.d.sync += [at["sub"].eq(0), at["weight"].eq(at["weight"] + 1)]
-            with m.If(~at["last_block"]):
-                m.d.sync += [at["block"].eq(at["block"] + 1), line.eq(line + field("block_pitch"))]
-            with m.Elif(~at["last_kx"]):
-                m.d.sync += [at["block"].eq(0), at["kx"].eq(at["kx"] + 1)]
-                m.d.sync += [x.eq(x + field("dilation_x")), line.eq(kernel_line)]
+            m.d.sync += [at.sub.eq(0), at.weight.eq(at.weight + 1)]
+            with m.If(~ends["block"]):
+                m.d.sync += [at.block.eq(at.block + 1), at.line.eq(at.line + field("block_pitch"))]
+            with m.Elif(~ends["kx"]):
+                m.d.sync += [at.block.eq(0), at.kx.eq(at.kx + 1)]
+                m.d.sync += [at.x.eq(at.x + field("dilation_x")), at.line.eq(at.kernel_line)]
             with m.Else():
-                lower = Signal.like(line, name="lower")
-                m.d.comb += lower.eq(kernel_line + self.kernel_lines)
-                m.d.sync += [at["block"].eq(0), at["kx"].eq(0), at["ky"].eq(at["ky"] + 1)]
-                m.d.sync += [x.eq(at["group_x"]), at["y"].eq(at["y"] + field("dilation_y"))]
-                m.d.sync += [line.eq(lower), kernel_line.eq(lower)]
+                lower = Signal.like(at.line)
+                m.d.comb += lower.eq(at.kernel_line + self.kernel_lines)
+                m.d.sync += [at.block.eq(0), at.kx.eq(0), at.ky.eq(at.ky + 1)]
+                m.d.sync += [at.x.eq(at.group_x), at.y.eq(at.y + field("dilation_y"))]
+                m.d.sync += [at.line.eq(lower), at.kernel_line.eq(lower)]
+
+
+class _Loops:
+    """The registers of the loop nest."""
+
+    def __init__(self, config: HardwareConfig) -> None:
+        lines, weights = bits_for(config.feature_lines), bits_for(config.weight_words)
+        results = bits_for(config.result_words)
+        self.active = Signal(name="active")
+        self.waiting = Signal(name="waiting")  # the group's steps are done, its P cycles are not
+        self.quiet = Signal(range(max(config.pixels, 2)), name="quiet")  # cycles of the group so far, up to P - 1
+        self.sub, self.block = Signal(16, name="sub"), Signal(12, name="block")
+        self.kx, self.ky = Signal(12, name="kx"), Signal(8, name="ky")
+        self.ox, self.oy, self.og = Signal(14, name="ox"), Signal(12, name="oy"), Signal(10, name="og")
+        # Input position and place in the feature memory: of the step, of the group.
+        self.x, self.y = Signal(POSITION, name="x"), Signal(POSITION, name="y")
+        self.group_x, self.group_y = Signal(POSITION, name="group_x"), Signal(POSITION, name="group_y")
+        self.line, self.kernel_line = Signal(lines, name="line"), Signal(lines, name="kernel_line")
+        self.row_line, self.block_line = Signal(lines, name="row_line"), Signal(lines, name="block_line")
+        self.weight, self.block_weight = Signal(weights, name="weight"), Signal(weights, name="block_weight")
+        self.result, self.row_result = Signal(results, name="result"), Signal(results, name="row_result")
+        self.block_result, self.operand = Signal(results, name="block_result"), Signal(results, name="operand")
+        self.parameter = Signal(bits_for(config.parameter_words), name="parameter")

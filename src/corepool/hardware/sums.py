@@ -50,8 +50,8 @@ class PackedProduct(wiring.Component):
 class Sums(wiring.Component):
     """Operands in cycle j; ``sums`` [P][C] (with those of this step) in j + DELAY, to be taken in that cycle.
 
-    ``valid``, ``begins`` and ``keep`` come with ``ready``, i.e. DELAY cycles behind their operands: whether the step counts,
-    is the first of its group, and then goes on from what the accumulators hold.
+    ``valid``, ``begins`` and ``keep`` come with ``ready``, i.e. DELAY cycles behind their operands: whether the
+    step counts, is the first of its group, and then goes on from what the accumulators hold.
     """
 
     DELAY = 3
@@ -96,7 +96,10 @@ class Sums(wiring.Component):
         results: list[Value] = []
         for p in range(0, pixels - 1, 2):
             m.submodules[f"product_{p}_{output}_{number}"] = pair = PackedProduct(bits)
-            m.d.comb += [pair.low.eq(self._folded(p, output, number)), pair.high.eq(self._folded(p + 1, output, number))]
+            m.d.comb += [
+                pair.low.eq(self._folded(p, output, number)),
+                pair.high.eq(self._folded(p + 1, output, number)),
+            ]
             m.d.comb += pair.weight.eq(weight)
             results += [pair.low_product, pair.high_product]
         if pixels % 2:

@@ -21,8 +21,9 @@ _Place = data.StructLayout({"address": ADDRESS_BITS, "beyond": 1})
 
 
 class Walker(wiring.Component):
-    """``start`` in cycle s with the ``instruction``; from s + 2 on ``first`` (byte), ``words`` and ``last`` describe the
-    next burst, until ``advance``, which moves on to the one behind it in the following cycle. ``block_words`` is the number
+    """``start`` in cycle s with the ``instruction``; from s + 2 on ``first`` (byte), ``words`` and ``last``
+    describe the next burst, until ``advance``, which moves on to the one behind it in the following cycle.
+    ``block_words`` is the number
     of words of a channel block, from s + 1 on."""
 
     def __init__(self, config: HardwareConfig, opcode: Opcode) -> None:
