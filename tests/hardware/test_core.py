@@ -71,7 +71,7 @@ def run_random(config: HardwareConfig, seed: int, *opcodes: Opcode, rounds: int 
     compare(config, window, ProgramMaker(rng, config, opcodes, largest).program(window, rounds))
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [1])
 @pytest.mark.parametrize(
     "opcode", [Opcode.CONV, Opcode.DWCONV, Opcode.POOL, Opcode.ADD, Opcode.MUL], ids=lambda o: o.name
 )
