@@ -6,6 +6,7 @@ It must not know how policies decide.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from corepool.compiler.model import ModelPackage
 from corepool.compiler.static.compile import compile_graph
 from corepool.config import preset
 from corepool.device.simulator import Simulator
-from corepool.errors import DeviceError
+from corepool.errors import DeadlineError, DeviceError
 from corepool.hypervisor import actions as ac
 from corepool.hypervisor import events as ev
 from corepool.hypervisor.backends import (
@@ -27,6 +28,7 @@ from corepool.hypervisor.backends import (
     measured_model,
     packed,
 )
+from corepool.hypervisor.checks import violations
 from corepool.hypervisor.log import replay, snapshot
 from corepool.hypervisor.model import Model, model_of
 from corepool.hypervisor.policies import POLICIES
@@ -119,6 +121,44 @@ def test_every_job_ends_and_no_tenant_starves(policy: str, load: float) -> None:
     worst = [waits[np.array(record.lease) == index].max() for index in range(len(record.leases))]
     assert len(worst) == 6
     assert max(worst) < busiest, "somebody waited as long as all work together takes"
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_invariants_hold_along_a_long_trace(policy: str) -> None:
+    models = [net("small", 9_000_000), net("middle", 56_000_000), net("large", 230_000_000, layers=20)]
+    sources = [
+        Source(
+            f"t{i}", models[i % 3], 0.9 * 16e9 / 6 / models[i % 3].latency_ns[0], 4,
+            deadline_ns=10**8 if i == 1 else None,
+            minimum=i % 2,
+            maximum=(4, 9, 16)[i // 2],
+            switching=list(ev.Switching)[i % 2],
+        )
+        for i in range(6)
+    ]  # fmt: skip
+    settings = Settings(policy=policy)
+    hypervisor = Hypervisor(settings)
+
+    def watch(event: ev.Event, _: list[ac.Action]) -> None:
+        assert not violations(hypervisor.book, settings), event
+
+    def events() -> Iterator[ev.Event]:
+        """The same tenants also use each other's kind of model, so that a lease changes between models."""
+        for event in workload(sources, 1500, 4):
+            yield event
+            if isinstance(event, ev.SubmitJob) and event.job in (5, 6, 7, 8, 9, 10):
+                source, other = sources[event.job - 5], models[(event.job - 4) % 3]
+                yield ev.LoadModel(event.at, source.tenant, other)
+            if isinstance(event, ev.SubmitJob) and event.job % 9 == 0 and event.job > 10:
+                number = event.job % 6
+                tenant = sources[number].tenant
+                yield ev.SubmitJob(event.at, tenant, tenant, 10_000 + event.job, models[(number + 1) % 3].name)
+
+    backend = TableBackend({model.name: model for model in models}, settings.bank_of)
+    record = Runner(hypervisor, backend, watch).run(events())
+    assert len(record.job) + len(record.refused) == 1500 + len([n for n in range(11, 1500) if n % 9 == 0])
+    assert all(isinstance(error, DeadlineError) for _, error in record.refused)
+    assert not hypervisor.book.jobs
 
 
 def test_accepted_deadlines_hold() -> None:
