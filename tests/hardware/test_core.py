@@ -37,7 +37,9 @@ def bench(config: HardwareConfig) -> CoreBench:
     return CoreBench(config)
 
 
-def compare(config: HardwareConfig, window: npt.NDArray[np.uint8], stream: bytes, offset: int = STREAM) -> None:
+def compare(
+    config: HardwareConfig, window: npt.NDArray[np.uint8], stream: bytes, offset: int = STREAM, stop_at: int = -1
+) -> None:
     """Run a stream on both and compare all that can be seen."""
     simulator = Simulator(config)
     lease = simulator.open_lease([0], WINDOW)
@@ -48,7 +50,7 @@ def compare(config: HardwareConfig, window: npt.NDArray[np.uint8], stream: bytes
     after = simulator.read(lease, 0, WINDOW)
     window = window.copy()
     window[offset : offset + len(stream)] = np.frombuffer(stream, np.uint8)
-    outcome = bench(config).run(window, stream, offset)
+    outcome = bench(config).run(window, stream, offset, stop_at=stop_at)
     line, counters = simulator.timeline(lease)[0], simulator.counters(lease)
     opcodes = line.program.column("opcode")
     for unit, numbers in zip(UNITS, ((1,), (3, 4, 5, 6, 7), (2,)), strict=True):
@@ -82,6 +84,14 @@ def test_every_operation_as_in_the_simulator(opcode: Opcode, seed: int) -> None:
 @pytest.mark.parametrize("name", SHAPES)
 def test_other_shapes_of_the_core(name: str) -> None:
     run_random(SHAPES[name], 1, Opcode.CONV, Opcode.DWCONV, Opcode.POOL, Opcode.ADD, Opcode.MUL, rounds=2)
+
+
+@pytest.mark.parametrize("stop_at", [430, 455])
+def test_a_core_that_was_halted_and_cleared_is_like_new(stop_at: int) -> None:
+    rng = np.random.default_rng(5)
+    window = core_programs.random_window(rng)
+    stream = ProgramMaker(rng, TINY, (Opcode.CONV, Opcode.ADD)).program(window, 2)
+    compare(TINY, window, stream, stop_at=stop_at)
 
 
 @pytest.mark.slow

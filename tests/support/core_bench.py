@@ -52,9 +52,15 @@ class CoreBench:
         self._simulator.add_testbench(self._bench)
         self._first = True
 
-    def run(self, window: npt.NDArray[np.uint8], stream: bytes, offset: int, limit: int = 20000) -> Outcome:
-        """Run a stream that stands at ``offset`` of the window; the window is changed."""
+    def run(
+        self, window: npt.NDArray[np.uint8], stream: bytes, offset: int, limit: int = 20000, stop_at: int = -1
+    ) -> Outcome:
+        """Run a stream that stands at ``offset`` of the window; the window is changed.
+
+        With ``stop_at`` a first run, on a copy, is halted in that cycle; then the core is cleared and starts anew.
+        """
         self.window, self.stream, self.offset, self.limit = window, stream, offset, limit
+        self.stop_at = stop_at
         self.outcome = Outcome()
         if not self._first:
             self._simulator.reset()
@@ -64,6 +70,37 @@ class CoreBench:
         return self.outcome
 
     async def _bench(self, ctx: Any) -> None:
+        if self.stop_at >= 0:
+            kept, self.window = self.window, self.window.copy()
+            await self._once(ctx, self.stop_at)
+            await self._stop(ctx)
+            self.window, self.outcome = kept, Outcome()
+        await self._once(ctx, -1)
+
+    async def _stop(self, ctx: Any) -> None:
+        """Halt the core, let what comes late come, and clear it."""
+        core = self.core
+        for signal in (core.instruction.valid, core.read_complete, core.writes_pending, core.stream_end):
+            ctx.set(signal, 0)
+        ctx.set(core.halt, 1)
+        ctx.set(core.read_line.valid, 1)  # a line that was on its way
+        await ctx.tick()
+        ctx.set(core.read_line.valid, 0)
+        for _ in range(5):
+            assert not ctx.get(core.read_request.valid) | ctx.get(core.write_begin) | ctx.get(core.done)
+            assert not ctx.get(core.sync_arrived) | ctx.get(core.fault.valid) | ctx.get(core.busy)
+            await ctx.tick()
+        ctx.set(core.clear, 1)
+        await ctx.tick()
+        ctx.set(core.clear, 0)
+        cycles = 0
+        while not ctx.get(core.cleared):
+            await ctx.tick()
+            cycles += 1
+        assert cycles <= self.config.feature_lines + 1
+        ctx.set(core.halt, 0)
+
+    async def _once(self, ctx: Any, stop_at: int) -> None:
         core, config = self.core, self.config
         self._prepare()
         ctx.set(core.lease_cores, 1)
@@ -73,6 +110,8 @@ class CoreBench:
         ctx.set(core.start, 0)
         release = -1
         for t in range(self.limit):
+            if t == stop_at:
+                return
             self._drive(ctx, t)
             ctx.set(core.release, int(t == release))
             self._watch(ctx, t)
