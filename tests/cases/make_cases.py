@@ -129,8 +129,8 @@ def write(name: str, seed: int) -> None:
     names = [o.name for o in session.get_outputs()]
     outputs = dict(zip(names, session.run(names, {"input": image}), strict=True))
     np.savez_compressed(folder / "outputs.npz", **outputs)
-    text = f'about = "{about}"\nconfigs = ["u200", "tiny"]\ncores = [1, 3,
-    16]  # as far as the configuration has them\n'
+    lines = (f'about = "{about}"', 'configs = ["u200", "tiny"]', "cores = [1, 3, 16]  # as far as there are so many")
+    text = "\n".join(lines) + "\n"
     (folder / "case.toml").write_text(text + "steps = 2  # tolerance, in quantisation steps of the output\n")
 
 

@@ -9,12 +9,12 @@ it.
 from pathlib import Path
 
 import numpy as np
-from support.graphs import Builder
 
 from corepool.compiler.dynamic import link
 from corepool.compiler.static.compile import compile_graph
 from corepool.config import preset
 from corepool.isa.listing import listing
+from support.graphs import Builder
 
 EXPECTED = Path(__file__).with_name("two_layers.txt")
 
