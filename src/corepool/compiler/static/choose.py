@@ -34,7 +34,12 @@ def layer_times(package: ModelPackage, cores: int, config: HardwareConfig) -> li
     fields = np.zeros((len(linked.instructions), COLUMNS), np.int64)
     decode(linked.instructions, 0, len(fields), fields)
     banks = np.array([config.bank_of(core) for core in range(cores)], np.int64)
-    position, now, ends = linked.bounds[:-1].copy(), 0, []
+    fetch = config.fetch_burst_bytes // config.ddr.line_bytes * int(machine(config)[1]) // 16
+    position, now, ends = (
+        linked.bounds[:-1].copy(),
+        fetch + config.ddr.read_latency,
+        [],
+    )  # the first instructions arrive
     nothing, foreign, rings = (
         np.zeros(cores, np.int64),
         np.zeros(cores, np.int64),
