@@ -16,7 +16,7 @@ import numpy.typing as npt
 from corepool.compiler.static.encode import Instructions, encode_many
 from corepool.compiler.static.lower import Operation, Piece
 from corepool.compiler.static.memory import Constants
-from corepool.compiler.static.search import package_latency, tile_costs
+from corepool.compiler.static.search import ORDERS, package_latency, tile_costs
 from corepool.compiler.static.tiling import Tiling, chip_stride, geometry, machine, row_skip
 from corepool.compiler.tables import IFP_COLUMNS, STEP_COLUMNS
 from corepool.config import HardwareConfig
@@ -70,10 +70,9 @@ class _Tiles:
 
 def _tiles(tiling: Tiling) -> _Tiles:
     sizes = [len(cuts) - 1 for cuts in (tiling.rows, tiling.cols, tiling.blocks)]
-    if tiling.weights_outer:
-        channel, row, col = (a.reshape(-1) for a in np.indices((sizes[2], sizes[0], sizes[1])))
-    else:
-        row, col, channel = (a.reshape(-1) for a in np.indices(sizes))
+    order = ["hwc".index(direction) for direction in ORDERS[tiling.order]]
+    places = [a.reshape(-1) for a in np.indices([sizes[direction] for direction in order])]
+    row, col, channel = (places[order.index(direction)] for direction in range(3))
     rows, cols, blocks = (np.array(cuts, np.int64) for cuts in (tiling.rows, tiling.cols, tiling.blocks))
     return _Tiles(
         rows[row], rows[row + 1], cols[col], cols[col + 1], blocks[channel], blocks[channel + 1],

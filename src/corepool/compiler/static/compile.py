@@ -78,7 +78,7 @@ def compile_graph(
         where = _addresses(graph, operation, maps, config)
         where.constants = constants[number]
         shape = best_shape(operation, config, options)
-        kept, choice = tilings(operation, config, shape)
+        kept, choice = tilings(operation, config, shape, cuts=options.cuts)
         code = [codegen.generate(operation, tiling, shape, where, config) for tiling in kept]
         layers.append(_Layer(operation, shape, kept, choice, code))
     tell("package", 0.9)
@@ -208,7 +208,7 @@ def _layer_meta(graph: Graph, layer: _Layer) -> dict[str, Any]:
         "shape": layer.shape.name.lower(),
         "tilings": [str(tiling) for tiling in layer.tilings],
         "choice": list(layer.choice),
-    }
+    } | ({"units": [tiling.unit for tiling in layer.tilings]} if any(t.unit > 1 for t in layer.tilings) else {})
 
 
 def _port(graph: Graph, port: Port, maps: dict[str, int]) -> dict[str, Any]:

@@ -49,6 +49,10 @@ GEOMETRY = (
     SEGMENTS,
 ) = range(24)
 
+# The directions of a grid, outermost first; in some orders the weights stay on chip from tile to tile.
+ORDERS = ("hwc", "chw", "whc", "wch", "hcw")
+WEIGHTS_STAY = (1, 3, 4)
+
 # Places in the machine array.
 MACHINE = (
     "pixels", "word_bytes", "feature_lines", "weight_words", "parameter_words", "result_words", "line_bytes",
@@ -112,12 +116,29 @@ def package_latency(compute: int, lines: int, m: IntArray) -> int:
 
 
 @njit(cache=True, nogil=True)
-def price(g: IntArray, m: IntArray, gh: int, gw: int, gb: int, weights_outer: bool, out: IntArray) -> int:
+def _steps(order: int, gh: int, gw: int, gb: int) -> tuple[int, int, int]:
+    """How far apart neighbours in height, width and channels stand among the tiles."""
+    if order == 0:  # height, width, channels
+        return gw * gb, gb, 1
+    if order == 1:  # channels, height, width
+        return gw, 1, gh * gw
+    if order == 2:  # width, height, channels
+        return gb, gh * gb, 1
+    if order == 3:  # width, channels, height
+        return 1, gh * gb, gh
+    return gw * gb, 1, gw  # height, channels, width
+
+
+@njit(cache=True, nogil=True)
+def price(g: IntArray, m: IntArray, gh: int, gw: int, gb: int, order: int, unit: int, out: IntArray) -> int:
     """Predicted cycles of the layer on 1 .. len(out) cores under a grid of gh x gw x gb tiles, into ``out``; returns
     the number of tiles.
 
-    -1 if a tile does not fit the machine's memories.
+    ``order`` is one of ``ORDERS``; ``unit`` tiles that follow each other are dealt together. -1 if a tile does not fit
+    the machine's memories.
     """
+    step_y, step_x, step_b = _steps(order, gh, gw, gb)
+    weights_outer = order in WEIGHTS_STAY
     units_h, units_w = -(-g[OH] // g[UH]), -(-g[OW] // g[UW])
     count = gh * gw * gb
     features, operands = np.empty(count, np.int64), np.empty(count, np.int64)
@@ -142,7 +163,7 @@ def price(g: IntArray, m: IntArray, gh: int, gw: int, gb: int, weights_outer: bo
                 if f < 0:
                     return -1
                 place = iy * gw + ix
-                index = ib * gh * gw + place if weights_outer else place * gb + ib
+                index = iy * step_y + ix * step_x + ib * step_b
                 features[index], operands[index], compute[index], results[index], pushed[index] = f, o, c, r, p
                 weights[index] = b * g[WORDS] * m[WWB] // m[LINE] + (b + 1 if g[PARAMS] else 0)
                 spatial[index], channel[index] = place, ib
@@ -154,8 +175,10 @@ def price(g: IntArray, m: IntArray, gh: int, gw: int, gb: int, weights_outer: bo
                 )
                 latency[index] = package_latency(c, own, m)
     bounds = np.empty(len(out) + 1, np.int64)
+    dealt = latency if unit == 1 else latency.reshape(count // unit, unit).sum(axis=1)
     for n in range(1, len(out) + 1):
-        deal(latency, 0, count, n, bounds)
+        deal(dealt, 0, count // unit, n, bounds)
+        bounds[: n + 1] *= unit
         banks = -(-n // m[CPB])
         copies16 = 16 + (banks - 1) * 8  # results go to half of the other banks
         worst = 0
@@ -229,8 +252,35 @@ def search(
                 for outer in range(2):
                     if outer and (gh * gw == 1 or gb == 1 or g[DEPTH]):
                         continue
-                    if price(g, m, gh, gw, gb, outer == 1, prices[count]) < 0:
+                    if price(g, m, gh, gw, gb, outer, 1, prices[count]) < 0:
                         break
                     grids[count, 0], grids[count, 1], grids[count, 2], grids[count, 3] = gh, gw, gb, outer
+                    count += 1
+    return grids[:count], prices[:count]
+
+
+@njit(cache=True, nogil=True)
+def search_whole(
+    g: IntArray, m: IntArray, heights: IntArray, widths: IntArray, blocks: IntArray, orders: IntArray, limit: int,
+    cores: int,
+) -> tuple[IntArray, IntArray]:  # fmt: skip
+    """As ``search``, but only the outermost direction of each of ``orders`` is dealt out: its parts stay whole.
+
+    Grids [k, 4] (height, width, channel parts, order) and prices [k, cores].
+    """
+    most = len(heights) * len(widths) * len(blocks) * len(orders)
+    grids, prices = np.empty((most, 4), np.int64), np.empty((most, cores), np.int64)
+    count = 0
+    for gh in heights:
+        for gw in widths:
+            for gb in blocks:
+                if gh * gw * gb > limit:
+                    continue
+                for order in orders:
+                    step_y, step_x, step_b = _steps(order, gh, gw, gb)
+                    unit = step_b if order == 1 else step_x if order in (2, 3) else step_y
+                    if price(g, m, gh, gw, gb, order, unit, prices[count]) < 0:
+                        break
+                    grids[count, 0], grids[count, 1], grids[count, 2], grids[count, 3] = gh, gw, gb, order
                     count += 1
     return grids[:count], prices[:count]

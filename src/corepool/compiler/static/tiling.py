@@ -5,7 +5,7 @@ It must not know instructions or addresses. A tile becomes an instruction frame 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
 import numpy as np
@@ -30,20 +30,22 @@ class Options:
     pixel_shapes: bool = True
     flatten: bool = True
     whole_network: bool = True  # choose tilings with regard to the layers that read the results
+    cuts: tuple[str, ...] = ()  # deal only whole parts in one of these directions: width, height, channel; () is free
 
 
 @dataclass(frozen=True)
 class Tiling:
     """Cuts of the output map (rows, columns, blocks; first is 0, last the size) and the order of tiles.
 
-    ``weights_outer``: all tiles of one block range follow each other (their weights stay), else all of one place (its
-    input stays).
+    ``order`` (see ``search.ORDERS``): 1: all tiles of one block range follow each other (their weights stay), 0: all of
+    one place (its input stays). ``unit`` tiles are to be dealt together; above 1 in studies only.
     """
 
     rows: tuple[int, ...]
     cols: tuple[int, ...]
     blocks: tuple[int, ...]
-    weights_outer: bool
+    order: int = 0
+    unit: int = 1
 
     @property
     def count(self) -> int:
@@ -51,7 +53,10 @@ class Tiling:
 
     def __str__(self) -> str:
         grid = f"{len(self.rows) - 1}h x {len(self.cols) - 1}w x {len(self.blocks) - 1}c"
-        return grid + (" weights first" if self.weights_outer else "")
+        return (
+            grid
+            + ("", " weights first", " by width", " by width, weights first", " by height, weights first")[self.order]
+        )
 
 
 def shape_size(shape: Shape, pixels: int) -> tuple[int, int]:
@@ -192,9 +197,14 @@ def machine(config: HardwareConfig) -> npt.NDArray[np.int64]:
 
 
 def tilings(
-    operation: Operation, config: HardwareConfig, shape: Shape, cores: int = MAX_CORES
+    operation: Operation, config: HardwareConfig, shape: Shape, cores: int = MAX_CORES, cuts: tuple[str, ...] = ()
 ) -> tuple[list[Tiling], list[int]]:
-    """The tilings of an operation that are worth compiling, and for 1 .. cores cores the number of the cheapest."""
+    """The tilings of an operation that are worth compiling, and for 1 .. cores cores the number of the cheapest.
+
+    ``cuts`` as in ``Options``.
+    """
+    if cuts and len(operation.segments) <= 1:
+        return _whole(operation, config, shape, cores, cuts)
     if operation.accumulates:
         return [_accumulating(operation, config)], [0] * cores
     unit_h, unit_w = (1, config.pixels) if operation.opcode is not Opcode.CONV else shape_size(shape, config.pixels)
@@ -211,8 +221,8 @@ def tilings(
     if not len(grids):
         raise ModelError(f"layer {operation.name}: no tile of it fits the memories of a core")
     kept, choice = _keep(grids, prices + TILE_COST * grids[:, :3].prod(axis=1, keepdims=True))
-    cuts = tuple(sorted({0, *(s.out[1] for s in operation.segments)})) if grouped else ()
-    return [_tiling(operation, grids[k], (unit_h, unit_w), cuts) for k in kept], choice
+    parts = tuple(sorted({0, *(s.out[1] for s in operation.segments)})) if grouped else ()
+    return [_tiling(operation, grids[k], (unit_h, unit_w), parts) for k in kept], choice
 
 
 def _all_counts(units: int) -> list[int]:
@@ -280,11 +290,48 @@ def _tiling(
     rows = set(_balanced(height, unit[0], gh)) | set(operation.row_cuts)
     cols = set(_balanced(width, unit[1], gw)) | set(operation.col_cuts)
     parts = set(_balanced(blocks, 1, gb)) | set(segment_cuts)
-    return Tiling(tuple(sorted(rows)), tuple(sorted(cols)), tuple(sorted(parts)), bool(outer))
+    return Tiling(tuple(sorted(rows)), tuple(sorted(cols)), tuple(sorted(parts)), outer)
 
 
 def _accumulating(operation: Operation, config: HardwareConfig) -> Tiling:
     """One output group a tile, since only one can be accumulated over several instructions."""
     blocks, height, width = operation.out_size
     cols = set(range(0, width, config.pixels)) | {width} | set(operation.col_cuts)
-    return Tiling(tuple(range(height + 1)), tuple(sorted(cols)), tuple(range(blocks + 1)), False)
+    return Tiling(tuple(range(height + 1)), tuple(sorted(cols)), tuple(range(blocks + 1)))
+
+
+_DIRECTIONS = {"width": (2, 3), "height": (0, 4), "channel": (1,)}  # orders in which a direction is outermost
+
+
+def _whole(
+    operation: Operation, config: HardwareConfig, shape: Shape, cores: int, cuts: tuple[str, ...]
+) -> tuple[list[Tiling], list[int]]:
+    """Tilings that deal only whole parts in one of the directions; other cuts are there because memories are small."""
+    if operation.accumulates:
+        made = _accumulating(operation, config)
+        return [made if "channel" in cuts else replace(made, unit=made.count)], [0] * cores
+    unit = (1, config.pixels) if operation.opcode is not Opcode.CONV else shape_size(shape, config.pixels)
+    blocks, height, width = operation.out_size
+    units = (-(-height // unit[0]), -(-width // unit[1]), blocks)
+    found, costs = [], []
+    for cut in cuts:
+        dealt = {"height": 0, "width": 1, "channel": 2}[cut]
+        counts = [np.array(_counts(n) if i == dealt else _all_counts(n), np.int64) for i, n in enumerate(units)]
+        orders = np.array(_DIRECTIONS[cut], np.int64)
+        numbers = geometry(operation, config, shape)
+        grids, prices = search.search_whole(numbers, machine(config), *counts, orders, 1 << 12, cores)
+        found.append(grids)
+        costs.append(prices)
+    grids, prices = np.concatenate(found), np.concatenate(costs)
+    if not len(grids):
+        raise ModelError(f"layer {operation.name}: no tile of it fits the memories of a core")
+    best = prices.argmin(axis=0)
+    order = sorted({int(k) for k in best})
+    made_of = [_tiling(operation, grids[k], unit, ()) for k in order]
+    return [replace(tiling, unit=_unit(tiling)) for tiling in made_of], [order.index(int(k)) for k in best]
+
+
+def _unit(tiling: Tiling) -> int:
+    """Tiles of one part in the outermost direction."""
+    outermost = {"h": tiling.rows, "w": tiling.cols, "c": tiling.blocks}[search.ORDERS[tiling.order][0]]
+    return tiling.count // (len(outermost) - 1)

@@ -1,0 +1,105 @@
+"""The ways of tiling that single-task compares: what is compiled for each, and streams that keep whole parts together.
+
+It must not know results. Only studies need this: the compiler itself deals tiles as suits best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from corepool.compiler.dynamic.deal import LATENCY, NOWHERE, deal
+from corepool.compiler.dynamic.emit import emit_core, new_state
+from corepool.compiler.dynamic.linker import link, place_of, tables_of
+from corepool.compiler.model import ModelPackage
+from corepool.compiler.static.tiling import Options
+from corepool.compiler.tables import IFP_COLUMNS
+from corepool.config import HardwareConfig
+from corepool.device.base import STREAM_ALIGNMENT, WINDOW_ALIGNMENT
+from corepool.device.simulator import Simulator
+from corepool.evaluation.lab import Lab, Timing
+
+Ints = npt.NDArray[np.int64]
+
+# Name: title, options, stem folding. The first four have the same plain array as the paper's machine.
+WAYS: dict[str, tuple[str, Options, bool]] = {
+    "width": ("width only", Options(False, False, False, ("width",)), False),
+    "channel": ("channel only", Options(False, False, False, ("channel",)), False),
+    "paper": ("best of width and channel: the paper", Options(False, False, False, ("width", "channel")), False),
+    "height": ("with height", Options(False, False, False, ("width", "channel", "height")), False),
+    "grid": ("any grid (2-D and more)", Options(False, False, False), False),
+    "best": ("any grid, pixel shapes, flattened rows, folded stem, whole network", Options(), True),
+}
+
+
+def timing(lab: Lab, name: str, way: str, cores: int) -> Timing:
+    """One inference of a network, tiled in one of the ways, on the first ``cores`` cores."""
+    _, options, fold_stem = WAYS[way]
+    package = lab.package(name, options=None if way == "best" else options, fold_stem=fold_stem)
+    if not options.cuts:
+        return lab.timing(package, range(cores))
+    return _run(lab.simulator(), package, streams_of_whole_parts(package, cores, lab.config), cores)
+
+
+def _run(device: Simulator, package: ModelPackage, streams: Sequence[npt.NDArray[np.uint8]], cores: int) -> Timing:
+    """Time streams that were made apart from the linker."""
+    window = package.meta["window"]
+    room = sum(-(-stream.nbytes // STREAM_ALIGNMENT) * STREAM_ALIGNMENT for stream in streams)
+    size = max(window["window_bytes"], window["streams_offset"] + room)
+    lease = device.open_lease(range(cores), -(-size // WINDOW_ALIGNMENT) * WINDOW_ALIGNMENT)
+    try:
+        device.load_streams(lease, streams, window["streams_offset"])
+        completion = device.run(lease)
+        if completion.fault is not None:
+            raise AssertionError(f"streams of whole parts faulted: {completion.fault}")
+        return Timing.of(device.counters(lease))
+    finally:
+        device.close_lease(lease)
+
+
+def streams_of_whole_parts(package: ModelPackage, cores: int, config: HardwareConfig) -> list[npt.NDArray[np.uint8]]:
+    """As ``link``, but tiles of one part (``units`` of a layer's tilings) all go to one core."""
+    tables, where = tables_of(package), place_of(range(cores), config)
+    layers = len(package.layers)
+    dealt = np.zeros((layers, cores + 1), np.int64)
+    boxes = np.empty((layers, 2, config.banks, 4), np.int64)
+    for number in range(layers):
+        choice = int(package.choice[number, cores - 1])
+        first, count = (int(value) for value in package.tilings[package.layers[number, 0] + choice])
+        units = package.meta["layers"][number].get("units")
+        unit = 1 if units is None else units[choice]
+        latency = package.ifps[first : first + count, LATENCY].astype(np.int64).reshape(-1, unit).sum(axis=1)
+        bounds = np.empty(cores + 1, np.int64)
+        deal(latency, 0, len(latency), cores, bounds)
+        dealt[number] = first + bounds * unit
+        _boxes(package.ifps, dealt[number], where.bank_of, boxes[number])
+    out = np.empty((int(package.stream_bound[cores - 1]), 4), np.uint64)
+    starts = np.empty((cores, layers), np.int32)
+    state = new_state(len(package.consumers), config.banks)
+    cuts = [0]
+    for core in range(cores):
+        cuts.append(int(emit_core(core, 0, tables, where, state, dealt, boxes, out, cuts[-1], starts)))
+    return [out[a:b].view(np.uint8).reshape(-1) for a, b in pairwise(cuts)]
+
+
+def _boxes(ifps: npt.NDArray[np.int32], dealt: Ints, bank_of: Ints, boxes: Ints) -> None:
+    """The regions of input and operand that the cores of each bank read: rows, rows end, blocks, blocks end."""
+    for operand, column in enumerate(("in_row", "operand_row")):
+        base = IFP_COLUMNS.index(column)
+        for bank in range(boxes.shape[1]):
+            mine = [ifps[dealt[c] : dealt[c + 1], base : base + 4] for c in np.flatnonzero(bank_of == bank)]
+            read = np.concatenate(mine) if mine else ifps[:0, :4]
+            if len(read):
+                low, high = read.min(axis=0), read.max(axis=0)
+                boxes[operand, bank] = low[0], max(high[1], 0), low[2], max(high[3], 0)
+            else:
+                boxes[operand, bank] = NOWHERE, 0, NOWHERE, 0
+
+
+def same_as_link(package: ModelPackage, cores: int, config: HardwareConfig) -> bool:
+    """True if streams without parts that belong together are those of the linker, byte for byte."""
+    ours, theirs = streams_of_whole_parts(package, cores, config), link(package, range(cores), config).streams
+    return all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
