@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def write_table(path: Path, rows: list[figures.Row], result: dict[str, Any]) -> None:
-    """Put the figures, a column for each network, between the lines ``<!-- figures -->`` and ``<!-- end of figures -->``."""
+    """Put the figures, a column for each network, between the marked lines of a Markdown file."""
     begin, end = "<!-- figures -->", "<!-- end of figures -->"
     text = path.read_text()
     networks = list(dict.fromkeys(row.network for row in rows))
