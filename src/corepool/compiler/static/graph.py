@@ -141,6 +141,7 @@ class Conv(Layer):
     pad_value: int = 0  # the input's zero point
     residual: Residual | None = None
     lut_after_add: bool = False
+    copy: bool = False  # weights 0 and 1 that only move channels: no work of the network's own
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -270,9 +271,8 @@ class Graph:
 
     def macs(self, layer: Layer) -> int:
         """Useful multiply-accumulates of a layer: those of the ONNX operator, without any zero padding of channels."""
-        if not isinstance(layer, Conv):
+        if not isinstance(layer, Conv) or layer.copy:
             return 0
         out = self.tensors[layer.output]
-
         _, per_group, kh, kw = layer.weight.shape
         return int(out.channels * out.height * out.width * per_group * kh * kw)

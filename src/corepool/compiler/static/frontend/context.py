@@ -6,7 +6,7 @@ It must not know single ONNX operators: they stand in the operator modules, whic
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -309,7 +309,7 @@ class Context:
         )
         self.graph.layers.append(
             Conv(name=f"{target}:gather", output=target, origin=nodes, input=source, weight=weight, requant=requant,
-                 pad_value=zero)
+                 pad_value=zero, copy=True)
         )  # fmt: skip
 
 
@@ -353,11 +353,6 @@ def linear_constants(value: Linear, scale: float, zero: int) -> tuple[Int8Array,
     total = (units.astype(np.int64) - value.zero * sums).astype(np.int32)
     low, high = clip_codes(value.low, value.high, scale, zero)
     return weight, Requant(total, multiplier, shift, zero, low, high)
-
-
-def with_nodes(value: Real, *names: str) -> Real:
-    """The value with further nodes in its origin."""
-    return replace(value, nodes=(*value.nodes, *names))
 
 
 def result_form(form: Form, dims: Dims) -> Form:

@@ -77,15 +77,54 @@ def _check_frame(path: Path, model: onnx.ModelProto) -> None:
         raise ModelError(f"{path}: is not complete: the graph has no output")
     if graph.sparse_initializer:
         raise ModelError(f"{path}: holds sparse constants, which are not supported")
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = [value.name for value in graph.input if value.name not in constants]
+    if not inputs:
+        raise ModelError(f"{path}: has no input: all that it computes is constant")
     made: set[str] = set()
     for name in [
         *(tensor.name for tensor in graph.initializer),
-        *(value.name for value in graph.input if value.name not in {t.name for t in graph.initializer}),
+        *inputs,
         *(name for node in graph.node for name in node.output if name),
     ]:
         if name in made:
             raise ModelError(f"{path}: the name '{name}' is given to more than one value")
         made.add(name)
+    for value in graph.output:
+        if value.name not in made:
+            raise ModelError(f"{path}: graph output '{value.name}' is made by no node")
+        if value.name in inputs:
+            raise ModelError(f"{path}: graph output '{value.name}' is a graph input; there is nothing to compute")
+    for tensor in graph.initializer:
+        _check_data(f"{path}: the constant '{tensor.name}'", tensor)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                name = f"attribute {attribute.name} of node '{node.name or node.op_type}'"
+                _check_data(f"{path}: {name}", attribute.t)
+
+
+def _check_data(what: str, tensor: TensorProto) -> None:
+    """ModelError if a constant's data, where it lies in the model's file, is not as long as its shape says."""
+    if tensor.data_location == TensorProto.EXTERNAL or tensor.data_type == TensorProto.STRING:
+        return
+    try:
+        bits = _item_bits(tensor)
+        field = helper.tensor_dtype_to_field(tensor.data_type)
+    except (ValueError, KeyError):
+        raise ModelError(f"{what} has an unknown type ({tensor.data_type})") from None
+    if min(tensor.dims, default=1) < 0:
+        raise ModelError(f"{what} has the shape {list(tensor.dims)}; sizes are not negative")
+    count = math.prod(tensor.dims)
+    shape = f"its shape {list(tensor.dims)} needs"
+    if tensor.HasField("raw_data"):
+        needed, found, unit = -(-count * bits // 8), len(tensor.raw_data), "bytes"
+    else:
+        parts = {TensorProto.COMPLEX64: 2, TensorProto.COMPLEX128: 2}.get(tensor.data_type, 1)
+        needed = -(-count * bits // 8) if bits < 8 else count * parts
+        found, unit = len(getattr(tensor, field)), "values"
+    if found != needed:
+        raise ModelError(f"{what} has {found} {unit} of data; {shape} {needed}: the file is damaged")
 
 
 def _load_external(path: Path, model: onnx.ModelProto) -> None:
@@ -99,7 +138,7 @@ def _load_external(path: Path, model: onnx.ModelProto) -> None:
         place = f"{path}: the data of '{tensor.name}' in '{fields.get('location', '')}'"
         try:
             target = (folder / fields["location"]).resolve()
-            offset, length = int(fields.get("offset", "0")), math.prod(tensor.dims) * _item_bits(tensor) // 8
+            offset, length = int(fields.get("offset", "0")), -(-math.prod(tensor.dims) * _item_bits(tensor) // 8)
             if "length" in fields and int(fields["length"]) != length:
                 raise ValueError(f"has {fields['length']} bytes; its shape needs {length}")
             if not target.is_relative_to(folder) or target == folder:
@@ -116,7 +155,9 @@ def _load_external(path: Path, model: onnx.ModelProto) -> None:
 def _item_bits(tensor: TensorProto) -> int:
     if tensor.data_type in (TensorProto.STRING, TensorProto.UNDEFINED):
         raise ValueError("holds no numbers")
-    return int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize) * 8
+    packed = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # bits; all others fill whole bytes
+    name = TensorProto.DataType.Name(tensor.data_type)
+    return packed.get(name) or int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize) * 8
 
 
 def _fix_inputs(path: Path, model: onnx.ModelProto) -> None:

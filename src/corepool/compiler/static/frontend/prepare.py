@@ -57,7 +57,7 @@ class FloatModel:
         return numpy_helper.to_array(self.constants[name])
 
     def _set(self, name: str, values: npt.NDArray[Any]) -> None:
-        self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
+        self.constants[name] = numpy_helper.from_array(np.asarray(values, order="C"), name)  # keeps scalars scalar
 
     def _replace_nodes(self, nodes: list[onnx.NodeProto]) -> None:
         del self.graph.node[:]

@@ -78,7 +78,7 @@ def make_form(axes: Axes, dims: Dims) -> Form:
 def input_form(shape: tuple[int, ...], channels_last: bool) -> Form:
     """How a graph input lies on a map: [1, C, H, W] (or [1, H, W, C]), [1, C, W], [1, C] or [C]."""
     if len(shape) > 1 and shape[0] != 1:
-        raise ViewError(f"its first dimension, the batch, is {shape[0]}; only batches of 1 are supported")
+        raise ViewError(f"its batch size is {shape[0]}; supported is 1")
     rank = len(shape)
     if rank == 4:
         axes: Axes = ((), ("h",), ("w",), ("c",)) if channels_last else ((), ("c",), ("h",), ("w",))
