@@ -151,7 +151,10 @@ def _combine(f: Int, o: Int, words: Int32s, product: bool) -> Int:
     """ADD or MUL of two values with the constants of a parameter word."""
     a, b, c = np.int64(words[0]), np.int64(words[1]), np.int64(words[2])
     rest = np.int64(words[3])
-    value = (f - a) * (o - b) * c if product else f * a + o * b + c
+    if product:  # zero points are INT8: only their low byte counts
+        value = (f - np.int64(np.int8(a))) * (o - np.int64(np.int8(b))) * c
+    else:
+        value = f * a + o * b + c
     zero_point, low, high = np.int8(rest >> 8), np.int8(rest >> 16), np.int8(rest >> 24)
     return _clamp(_shift(value, rest) + zero_point, low, high)
 
