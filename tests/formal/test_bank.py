@@ -181,6 +181,7 @@ def test_neighbours_change_nothing_for_a_victim(tmp_path: Path, formal_tools: Pa
     assert prove(Twins(Bank), tmp_path / "cover", formal_tools, mode="cover", depth=14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -196,6 +197,7 @@ def test_mutants_of_containment_are_refuted(old: str, new: str, tmp_path: Path, 
     assert not prove(containment(changed), tmp_path / "mutant", formal_tools, mode="bmc", depth=9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new"),
     [

@@ -122,6 +122,7 @@ def test_the_pool_can_be_brought_to_read(tmp_path: Path, formal_tools: Path) -> 
     assert prove(harness(pool), tmp_path / "cover", formal_tools, mode="cover", depth=18)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -138,6 +139,7 @@ def test_mutants_of_the_pool_are_refuted(old: str, new: str, tmp_path: Path, for
     assert not prove(harness(changed), tmp_path / "mutant", formal_tools, mode="bmc", depth=18)
 
 
+@pytest.mark.slow
 def test_a_pool_without_its_checks_is_refuted(
     tmp_path: Path, formal_tools: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
