@@ -1,4 +1,4 @@
-"""What is checked before any operator is looked at: data of constants, inputs and outputs, scalars, what counts as work.
+"""What is checked before any operator is looked at: data of constants, inputs and outputs; and scalars, moved channels.
 
 It must not know how files are read.
 """

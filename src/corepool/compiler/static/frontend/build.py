@@ -5,6 +5,7 @@ It must not know files or float models: it is handed a checked model that is qua
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal
@@ -72,9 +73,16 @@ class Builder:
         self._read_inputs()
         host = tail.find(self.nodes, self.problems)
         on_host = {node.index for node in host}
+        readers = Counter(name for node in self.nodes for name in {*node.inputs})
+        readers.update(value.name for value in self.proto.output)
         for node in self.nodes:
-            if node.index not in on_host:
-                self._lower(node)
+            if node.index in on_host:
+                continue
+            self._lower(node)
+            for name in {*node.inputs}:  # what nobody reads any more is let go: long chains make many tables
+                readers[name] -= 1
+                if not readers[name]:
+                    ctx.values.pop(name, None)
         graph = ctx.graph
         if not self.problems:
             self._outputs(host)

@@ -24,7 +24,9 @@ from corepool.compiler.static.frontend.values import (
     Pointwise,
     RawInput,
     Real,
+    Trail,
     Value,
+    flat,
 )
 from corepool.compiler.static.frontend.views import Dims, Form, plain_form
 from corepool.compiler.static.graph import (
@@ -98,17 +100,22 @@ class Context:
         t = self.graph.tensors[tensor]
         return t.scale, t.zero_point
 
-    def view(
-        self, tensor: str, form: Form, nodes: tuple[str, ...] = (), affine: tuple[float, int] | None = None
-    ) -> Pointwise:
+    def view(self, tensor: str, form: Form, nodes: Trail = (), affine: tuple[float, int] | None = None) -> Pointwise:
         """The real values of a tensor, under its own scale unless told otherwise."""
         affine = affine or self.affine(tensor)
         return Pointwise(tensor, form, numerics.all_values(*affine), affine, nodes)
 
-    def copy(self, source: str, output: str, nodes: tuple[str, ...], lut: Int8Array | None = None, **pool: Any) -> str:
+    def copy(self, source: str, output: str, nodes: Trail, lut: Int8Array | None = None, **pool: Any) -> str:
         """Emits a 1x1 max pool: identity, table or constant border."""
         layer = Pool(
-            name=f"{output}:copy", output=output, origin=nodes, lut=lut, input=source, mode="max", kernel=(1, 1), **pool
+            name=f"{output}:copy",
+            output=output,
+            origin=flat(nodes),
+            lut=lut,
+            input=source,
+            mode="max",
+            kernel=(1, 1),
+            **pool,
         )
         self.graph.layers.append(layer)
         return output
@@ -149,8 +156,9 @@ class Context:
 
     # -- QuantizeLinear: unfinished values become layers ------------------------------------------------------------
 
-    def quantise(self, value: Real, scale: float, zero: int, name: str, nodes: tuple[str, ...]) -> str:
+    def quantise(self, value: Real, scale: float, zero: int, name: str, trail: Trail) -> str:
         """The tensor that holds ``value`` under (scale, zero); emits the layer that makes it."""
+        nodes = flat(trail)
         if isinstance(value, RawInput):
             return self._graph_input(value, scale, zero)
         if isinstance(value, Pointwise):
@@ -263,7 +271,7 @@ class Context:
         padding: tuple[int, int, int, int],
         border: int,
         name: str,
-        nodes: tuple[str, ...],
+        nodes: Trail,
     ) -> str:
         """Emits a constant border of code ``border``."""
         tensor = self.tensor(name, dims, *self.affine(source))

@@ -120,7 +120,7 @@ def _check_data(what: str, tensor: TensorProto) -> None:
     if tensor.HasField("raw_data"):
         needed, found, unit = -(-count * bits // 8), len(tensor.raw_data), "bytes"
     else:
-        parts = {TensorProto.COMPLEX64: 2, TensorProto.COMPLEX128: 2}.get(tensor.data_type, 1)
+        parts = 2 if tensor.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128) else 1
         needed = -(-count * bits // 8) if bits < 8 else count * parts
         found, unit = len(getattr(tensor, field)), "values"
     if found != needed:
@@ -155,7 +155,13 @@ def _load_external(path: Path, model: onnx.ModelProto) -> None:
 def _item_bits(tensor: TensorProto) -> int:
     if tensor.data_type in (TensorProto.STRING, TensorProto.UNDEFINED):
         raise ValueError("holds no numbers")
-    packed = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # bits; all others fill whole bytes
+    packed = {
+        "INT4": 4,
+        "UINT4": 4,
+        "FLOAT4E2M1": 4,
+        "INT2": 2,
+        "UINT2": 2,
+    }  # bits; all others fill whole bytes
     name = TensorProto.DataType.Name(tensor.data_type)
     return packed.get(name) or int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize) * 8
 

@@ -74,7 +74,7 @@ UNARY = ("Relu", "Sigmoid", "Tanh", "Softplus", "HardSwish", "HardSigmoid", "Lea
 
 def _apply(value: Pointwise, function: Function, name: str) -> Pointwise:
     table = np.asarray(function(value.table), dtype=np.float32)
-    return replace(value, table=table, affine=None, nodes=(*value.nodes, name))
+    return replace(value, table=table, affine=None, nodes=(value.nodes, name))
 
 
 def _map(ctx: Context, node: Node, value: Value, function: Function) -> Value:
@@ -85,7 +85,7 @@ def _map(ctx: Context, node: Node, value: Value, function: Function) -> Value:
     if isinstance(value, Joined):
         ctx.note(node, "part of a table")
         parts = tuple(_apply(part, function, node.name) for part in value.parts)
-        return replace(value, parts=parts, nodes=(*value.nodes, node.name))
+        return replace(value, parts=parts, nodes=(value.nodes, node.name))
     return _map(ctx, node, ctx.plain(value, node.inputs[0]), function)
 
 
@@ -94,7 +94,7 @@ def _clamp(ctx: Context, node: Node, low: float, high: float, function: Function
     if isinstance(value, (Linear, Average, Pairwise)):
         ctx.note(node, "clipping bounds of the layer before it")
         bottom = min(max(value.low, low), high)
-        return replace(value, low=bottom, high=max(min(value.high, high), bottom), nodes=(*value.nodes, node.name))
+        return replace(value, low=bottom, high=max(min(value.high, high), bottom), nodes=(value.nodes, node.name))
     return _map(ctx, node, value, function)
 
 
@@ -152,7 +152,7 @@ def _with_constant(ctx: Context, node: Node, value: Value, constant: Float64, sw
     if not isinstance(value, Linear):
         value = per_channel(ctx, ctx.plain(value, node.inputs[1 if swapped else 0]))
     vector = _channel_vector(value.form, constant)
-    value = replace(value, nodes=(*value.nodes, node.name))
+    value = replace(value, nodes=(value.nodes, node.name))
     ctx.note(node, "factors or biases of a convolution")
     if op == "Mul":
         return scaled(value, vector, 0.0)
@@ -186,7 +186,7 @@ def _of_two(ctx: Context, node: Node, left: Value, right: Value) -> Value:
             ctx.note(node, "part of a table")
             return joint
     a, b = ctx.plain(left, names[0]), ctx.plain(right, names[1])
-    nodes = (*a.nodes, *b.nodes, node.name)
+    nodes = (a.nodes, b.nodes, node.name)
     if a.form == b.form:
         kind = "mul" if node.op == "Mul" else "add"
         return Pairwise(kind, a, b, a.form, sign=-1 if node.op == "Sub" else 1, nodes=nodes)  # type: ignore[arg-type]
@@ -207,6 +207,5 @@ def _same_root(ctx: Context, node: Node, left: Pointwise, right: Pointwise) -> P
         if tensor in roots:
             combine = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}[node.op]
             joint = np.asarray(combine(table, roots[tensor]), dtype=np.float32)
-            nodes = tuple(dict.fromkeys((*left.nodes, *right.nodes, node.name)))
-            return Pointwise(tensor, left.form, joint, None, nodes)
+            return Pointwise(tensor, left.form, joint, None, (left.nodes, right.nodes, node.name))
     return None

@@ -144,7 +144,7 @@ def batch_normalization(ctx: Context, node: Node) -> Value:
     value = ctx.values[node.inputs[0]]
     if not isinstance(value, Linear):
         value = per_channel(ctx, ctx.plain(value, node.inputs[0]))
-    return scaled(replace(value, nodes=(*value.nodes, node.name)), factor, shift - mean * factor)
+    return scaled(replace(value, nodes=(value.nodes, node.name)), factor, shift - mean * factor)
 
 
 def per_channel(ctx: Context, x: Pointwise) -> Linear:

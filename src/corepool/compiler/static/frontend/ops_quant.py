@@ -59,7 +59,7 @@ def quantize_linear(ctx: Context, node: Node) -> Value:
     scale, zero, kind = _scalar(ctx, node, default)
     key = (node.inputs[0], scale, zero)
     if key not in ctx.quantised:
-        nodes = (*value.nodes, node.name)  # type: ignore[union-attr]
+        nodes = (value.nodes, node.name)  # type: ignore[union-attr]
         ctx.quantised[key] = ctx.quantise(value, scale, zero, node.outputs[0], nodes)  # type: ignore[arg-type]
     return Codes(ctx.quantised[key], value.form, kind)  # type: ignore[union-attr]
 

@@ -113,8 +113,7 @@ def concat(ctx: Context, node: Node) -> Value:
     dims = (sum(part.form.dims[0] for part in parts), *first.dims[1:])
     total = tuple(dims[0] if i == axis else size for i, size in enumerate(first.shape))
     axes = tuple(("c",) if i == axis else group for i, group in enumerate(first.axes))
-    names = dict.fromkeys(name for part in parts for name in part.nodes)
-    return Joined(tuple(parts), Form(total, axes, dims), (*names, node.name))
+    return Joined(tuple(parts), Form(total, axes, dims), (*(part.nodes for part in parts), node.name))
 
 
 def pad(ctx: Context, node: Node) -> Value:
@@ -157,4 +156,4 @@ def pad(ctx: Context, node: Node) -> Value:
         if abs(float(numerics.dequantise(code, scale, zero)) - border) <= 1e-4 * scale:
             tensor = ctx.pad(x.tensor, form.dims, padding, int(code), node.outputs[0], (node.name,))
             return ctx.view(tensor, form, affine=x.affine)
-    return Padded(x, form, padding, border, (*x.nodes, node.name))
+    return Padded(x, form, padding, border, (x.nodes, node.name))

@@ -17,6 +17,23 @@ from corepool.compiler.static.graph import Padding, Pair
 
 Int8Array = npt.NDArray[np.int8]
 FloatTable = npt.NDArray[np.float32]
+# Names of the ONNX nodes that a value came from, in order, as nested tuples: making the next one copies nothing.
+Trail: TypeAlias = "tuple[str | Trail, ...]"
+
+
+def flat(trail: Trail) -> tuple[str, ...]:
+    """The names of a trail, each once."""
+    found: dict[str, None] = {}
+    seen: set[int] = set()
+    waiting: list[str | Trail] = [trail]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            found[item] = None
+        elif id(item) not in seen:  # values that share a past would else be walked through again and again
+            seen.add(id(item))
+            waiting.extend(reversed(item))
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -51,7 +68,7 @@ class RawInput:
 
     name: str
     form: Form
-    nodes: tuple[str, ...] = ()
+    nodes: Trail = ()
 
 
 @dataclass(frozen=True)
@@ -61,7 +78,7 @@ class Codes:
     tensor: str
     form: Form
     dtype: Literal["int8", "uint8"]
-    nodes: tuple[str, ...] = ()
+    nodes: Trail = ()
 
 
 @dataclass(frozen=True)
@@ -71,7 +88,7 @@ class RawCodes:
     name: str
     form: Form
     dtype: Literal["int8", "uint8"]
-    nodes: tuple[str, ...] = ()
+    nodes: Trail = ()
 
 
 @dataclass(frozen=True)
@@ -85,7 +102,7 @@ class Pointwise:
     form: Form
     table: FloatTable
     affine: tuple[float, int] | None
-    nodes: tuple[str, ...] = ()
+    nodes: Trail = ()
 
 
 @dataclass(frozen=True)
@@ -104,7 +121,7 @@ class Linear:
     groups: int
     low: float = -math.inf
     high: float = math.inf
-    nodes: tuple[str, ...] = ()
+    nodes: Trail = ()
 
 
 @dataclass(frozen=True)
@@ -122,7 +139,7 @@ class Average:
     include_pad: bool
     low: float = -math.inf
     high: float = math.inf
-    nodes: tuple[str, ...] = ()
+    nodes: Trail = ()
 
 
 @dataclass(frozen=True)
@@ -136,7 +153,7 @@ class Pairwise:
     sign: int = 1  # of b in sums: -1 subtracts
     low: float = -math.inf
     high: float = math.inf
-    nodes: tuple[str, ...] = ()
+    nodes: Trail = ()
 
 
 @dataclass(frozen=True)
@@ -145,7 +162,7 @@ class Joined:
 
     parts: tuple[Pointwise, ...]
     form: Form
-    nodes: tuple[str, ...] = ()
+    nodes: Trail = ()
 
 
 @dataclass(frozen=True)
@@ -156,7 +173,7 @@ class Padded:
     form: Form
     padding: Padding
     value: float
-    nodes: tuple[str, ...] = ()
+    nodes: Trail = ()
 
 
 @dataclass(frozen=True)
