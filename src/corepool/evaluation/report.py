@@ -48,7 +48,7 @@ def render(findings: Sequence[Finding], command: str) -> str:
         f"{'A quick look: fewer points than a full run. ' if origin['quick'] else ''}"
         f"Made by <code>{_text(command)}</code>. All rates are simulated cycles at the card's clock; "
         "host times were measured on the machine named at the end.</p>",
-        "<nav>" + "".join(f"<a href='#{each.name}'>{_text(each.title)}</a>" for each in findings) + "</nav>",
+        "<nav>" + " ".join(f"<a href='#{each.name}'>{_text(each.title)}</a>" for each in findings) + "</nav>",
         _summary(findings),
         *(_section(each) for each in findings),
         _footer(findings),
