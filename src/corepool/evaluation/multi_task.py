@@ -197,7 +197,7 @@ def _claims(lab: Lab, designs: Designs, summary: Mapping[str, Mapping[str, float
                 f">= {goal:g}x",
                 f"{ours:.2f}x",
                 "reached" if ours >= goal else "missed",
-                f"Against the roofline of that core, which nothing on it can exceed, it would be {fair:.2f}x.",
+                f"Against that core's roofline on paper 16 cores of the pool stand at {fair:.2f}x.",
             )
         )
         best = summary[name]["over best single, mean of ratios"]
@@ -257,5 +257,5 @@ def _why_single(lab: Lab, designs: Designs, shape: str) -> str:
     return (
         f"The ratio depends on the large core's shape and on how well it is used: simulated, it reaches "
         f"{100 * shares[low]:.0f}% ({TITLES[low]}) to {100 * shares[high]:.0f}% ({TITLES[high]}) of its own roofline. "
-        f"Against that roofline the pool's 16 cores stand at {over.min():.2f}-{over.max():.2f}x."
+        f"Against it the pool's 16 cores stand at {over.min():.2f}-{over.max():.2f}x."
     )
