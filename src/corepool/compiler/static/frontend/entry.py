@@ -12,10 +12,11 @@ import onnx
 
 from corepool.compiler.static.frontend import tail
 from corepool.compiler.static.frontend.build import HANDLERS, SUPPORTED, Builder
+from corepool.compiler.static.frontend.calibration import Calibration, input_shapes, read_calibration
 from corepool.compiler.static.frontend.load import load
 from corepool.compiler.static.frontend.nodes import read_nodes
 from corepool.compiler.static.frontend.prepare import FloatModel
-from corepool.compiler.static.frontend.quantise import Calibration, input_shapes, quantise_model, read_calibration
+from corepool.compiler.static.frontend.quantise import quantise_model
 from corepool.compiler.static.graph import Graph
 from corepool.compiler.static.passes import run_passes
 from corepool.errors import CalibrationError, ModelError
@@ -33,7 +34,7 @@ def import_model(path: Path | str, calibration: Calibration | None = None, fold_
     """Reads an ONNX file (float or QDQ) and builds its layer graph.
 
     ``calibration`` is needed for float models only: arrays [N, ...] by input name, a .npz file, or a folder; see
-    ``quantise.read_calibration``. ``fold_stem`` packs kernel columns of a first convolution into channels.
+    ``calibration.read_calibration``. ``fold_stem`` packs kernel columns of a first convolution into channels.
     Raises ModelError naming all that is wrong or unsupported, and CalibrationError for missing or unfit data.
     """
     path = Path(path)
