@@ -69,7 +69,7 @@ def _lost(row: dict[str, float]) -> str:
     """Where the peak went, by the array's own counter."""
     active, share = row["array_active"], row["share_of_peak"]
     return (
-        f"The arrays take operands in {100 * active:.0f}% of all cycles (else they wait: memory, fill and drain, uneven "
+        f"The arrays take operands in {100 * active:.0f}% of all cycles (else they wait: memory, fill, drain, uneven "
         f"tiles, SYNC), and {100 * min(share / active, 1):.0f}% of their multipliers do useful work then."
     )
 
