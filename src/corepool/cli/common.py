@@ -5,12 +5,14 @@ It must not know what the commands do with them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from corepool.errors import ConfigMismatchError, InputError, PackageError
+from corepool.errors import CorepoolError, InputError, PackageError
 
 if TYPE_CHECKING:
     from corepool.compiler.model import ModelPackage
@@ -40,11 +42,11 @@ def check_cores(cores: int, config: HardwareConfig) -> int:
 
 
 def same_file(first: Path, second: Path) -> bool:
-    """True if both paths lead to one existing file."""
+    """True if both paths lead to one file, whether it exists or not."""
     try:
         return first.samefile(second)
     except OSError:
-        return False
+        return first.resolve() == second.resolve()
 
 
 def refuse_overwriting(output: Path, *inputs: Path) -> None:
@@ -54,23 +56,31 @@ def refuse_overwriting(output: Path, *inputs: Path) -> None:
             raise InputError(f"the output {output} would overwrite the input {source}; choose another name")
 
 
+@contextmanager
+def naming(path: Path, *others: Path | None) -> Iterator[None]:
+    """What goes wrong inside has to do with a file: errors of the project that name none of these are made to name
+    the first."""
+    try:
+        yield
+    except CorepoolError as error:
+        if any(str(each) in str(error) for each in (path, *others) if each is not None):
+            raise
+        raise type(error)(f"{path}: {error}") from error
+
+
 def open_model(path: Path) -> tuple[ModelPackage, HardwareConfig]:
     """A package and the configuration that it was made for, which must be the one of that name here.
 
     Raises PackageError if the package is damaged or was made for other hardware.
     """
     from corepool.compiler.model import ModelPackage
-    from corepool.compiler.package import open_package
     from corepool.config import PRESETS
 
-    name = open_package(path).config_name
-    if name not in PRESETS:
-        raise ConfigMismatchError(
-            f"{path}: made for the hardware configuration {name!r}, but there are only "
-            f"{', '.join(sorted(PRESETS))}: compile the model again for one of them"
-        )
-    package = ModelPackage.open(path, PRESETS[name])
+    package = ModelPackage.open(path, PRESETS)
     missing = [key for key in META_KEYS if key not in package.meta]
     if missing:
         raise PackageError(f"{path}: section meta lacks {', '.join(missing)}: compile the model again")
-    return package, PRESETS[name]
+    config = PRESETS.get(package.meta["config"])
+    if config is None:
+        raise PackageError(f"{path}: section meta names no configuration that there is: compile the model again")
+    return package, config

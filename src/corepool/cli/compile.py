@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from corepool.cli import output
-from corepool.cli.common import JsonOption, hardware, refuse_overwriting
+from corepool.cli.common import JsonOption, hardware, naming, refuse_overwriting
 from corepool.files import require_writable
 
 NAME = "compile"
@@ -32,11 +32,11 @@ def command(
     chosen = hardware(config)
     require_writable(out)
     refuse_overwriting(out, model, *([] if calibration is None else [calibration]))
-    from corepool.cli.building import compile_model
+    from corepool.compiler.static import compile_model
 
     begin = time.perf_counter()
-    with output.progress("compiling") as show:
-        made = compile_model(model, chosen, calibration=calibration, progress=show)
+    with naming(model, calibration), output.progress("compiling") as show:
+        made = compile_model(model, chosen, calibration, show)
     seconds = time.perf_counter() - begin
     made.save(out)
     report = summary(made.report, made.package.meta, out, seconds)
@@ -60,7 +60,7 @@ def summary(report: dict[str, Any], meta: dict[str, Any], path: Path, seconds: f
         "package_bytes": path.stat().st_size,
         "weights_bytes": meta["window"]["weights_bytes"],
         "predicted_cycles": predicted(meta),
-        **{name: value for name, value in report.items() if name in ("stages_s", "warnings")},
+        "stages_s": report["stages_s"],
     }
 
 
@@ -71,12 +71,13 @@ def predicted(meta: dict[str, Any]) -> dict[int, int]:
 
 
 def _show(report: dict[str, Any]) -> None:
+    stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report["stages_s"].items())
     output.show(
         output.facts(
             f"{report['model']} compiled for {report['config']}",
             {
                 "package": report["output"],
-                "time": f"{report['static_compile_s']:.1f} s",
+                "time": f"{report['static_compile_s']:.1f} s ({stages})",
                 "layers": report["layers"],
                 "work": f"{report['macs'] / 1e9:.3f} GMAC",
                 "package size": f"{report['package_bytes'] / 2**20:.1f} MiB",

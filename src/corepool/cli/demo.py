@@ -15,6 +15,7 @@ import typer
 
 from corepool.cli import output
 from corepool.cli.common import JsonOption, hardware
+from corepool.cli.signals import safe_point
 from corepool.errors import ConfigError, DeviceError, InputError
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class _Teller:
         self.first_s: float | None = None
 
     def say(self, text: str) -> None:
+        safe_point()
         if not self.quiet:
             output.write(f"[{time.perf_counter() - self._begin:6.1f} s]  {text}")
 
@@ -133,11 +135,11 @@ def _compile(out: Path, config: HardwareConfig, say: _Teller) -> tuple[ModelPack
     with replacing(samples) as file:
         np.savez(file, input=photos.calibration(CALIBRATION_IMAGES))
     say.say(f"compiling for {config.name}: once, for any number of cores")
-    from corepool.cli.building import compile_model
+    from corepool.compiler.static import compile_model
 
     begin = time.perf_counter()
     with output.progress("compiling") as show:
-        made = compile_model(model, config, calibration=samples, progress=show)
+        made = compile_model(model, config, samples, show)
     made.save(compiled)
     seconds = time.perf_counter() - begin
     package = ModelPackage.open(compiled, config)
@@ -197,7 +199,7 @@ def _photos(count: int) -> list[str]:
     """Photos for the tenants, animals and things before people."""
     from corepool.zoo import photos
 
-    wanted = [name for name in ("cat", "coffee", "rocket", "photographer", "officer") if name in photos.names()]
+    wanted = [name for name in ("cat", "coffee", "photographer", "officer") if name in photos.names()]
     names = wanted + [name for name in photos.names() if name not in wanted]
     return [names[index % len(names)] for index in range(count)]
 
@@ -210,6 +212,7 @@ def _watcher(
     waiting = set(known)
 
     def seen(frame: Frame) -> None:
+        safe_point()
         if frame.tenant not in waiting:
             return
         waiting.remove(frame.tenant)
@@ -283,7 +286,7 @@ def _phase_table(title: str, phase: Phase, photos: Sequence[str], config: Hardwa
             row["tenant"],
             _span(row["cores"]),
             row["photo"],
-            "\n".join(_named(row["top3"])),
+            _named(row["top3"]),
             row["latency_ms"],
             row["fps"],
         )

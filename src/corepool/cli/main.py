@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 
 import typer
 
 from corepool import __version__
 from corepool.cli import compile as compile_verb
-from corepool.cli import demo, evaluate, inspect, relink, rtl, run, zoo
+from corepool.cli import demo, evaluate, inspect, relink, rtl, run, signals, zoo
 from corepool.cli.output import PipeClosedError, one_line, write
 from corepool.errors import CorepoolError
 
@@ -85,12 +83,25 @@ def _explain(error: BaseException) -> tuple[str, int]:
     return f"internal error, please report it: {kind}: {error} (COREPOOL_DEBUG=1 shows where)", EXIT_INTERNAL
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)  # so that half-written files are removed on the way out
-
-
 def invoke(arguments: Sequence[str]) -> int:
     """Carry out a command line and return the exit code. Never raises, unless COREPOOL_DEBUG is set."""
+    try:
+        code = _carry_out(arguments)
+    except BaseException:
+        # Whatever came of a request to end on its way through other people's code, it is no error.
+        if signals.settle() is None:
+            raise
+        code = EXIT_INTERNAL
+    request = signals.settle()
+    if request is None:
+        return code
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"corepool: {request[1]}\n")
+        sys.stderr.flush()
+    return request[0]
+
+
+def _carry_out(arguments: Sequence[str]) -> int:
     try:
         code = typer.main.get_command(app).main(list(arguments), prog_name="corepool", standalone_mode=False)
         sys.stdout.flush()
@@ -102,6 +113,8 @@ def invoke(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
     except Exception as error:
+        if signals.settle() is not None:
+            return EXIT_INTERNAL
         usage = _usage(error)
         if usage is not None:
             _complain(usage)
@@ -123,9 +136,7 @@ def _fill_closed_streams() -> None:
 def main() -> None:
     """Entry point of the process."""
     _fill_closed_streams()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _stop)
+    signals.install()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

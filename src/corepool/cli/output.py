@@ -10,10 +10,9 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from corepool.cli.signals import safe_point
 
 Progress = Callable[[str, float], None]  # what is being done, share done of 0..1
 
@@ -39,38 +38,37 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def write(text: str) -> None:
-    """Text to stdout as it is, and a new line."""
+def _put(text: str) -> None:
+    safe_point()
     try:
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         raise PipeClosedError from None
+
+
+def write(text: str) -> None:
+    """Text to stdout and a new line; characters that could play tricks on a terminal are spelt out."""
+    _put("\n".join(printable(line) for line in text.split("\n")) + "\n")
 
 
 def write_json(report: Mapping[str, Any]) -> None:
     """The one JSON object of a command."""
-    write(json.dumps(_plain(report), indent=2, allow_nan=False))
-
-
-def console() -> Console:
-    """A rich console on stdout; 80 columns where nobody sees it."""
-    from rich.console import Console
-
-    return Console(highlight=False, soft_wrap=False, emoji=False, markup=False)
+    _put(json.dumps(_plain(report), indent=2, allow_nan=False) + "\n")
 
 
 def show(*things: Any) -> None:
-    """Print rich tables or plain text on stdout."""
-    out = console()
-    try:
+    """Print tables, facts or plain text on stdout; tables fit the terminal, 80 columns where there is none."""
+    from rich.console import Console
+
+    for thing in things:
+        if isinstance(thing, str):
+            write(thing)  # not broken into lines: a terminal does that, and paths can still be copied
+            continue
+        out = Console(highlight=False, soft_wrap=False, emoji=False, markup=False)
         with out.capture() as captured:
-            for thing in things:
-                out.print(thing)
-        sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise PipeClosedError from None
+            out.print(thing)
+        _put("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
 
 
 def table(
@@ -81,40 +79,25 @@ def table(
     left: int = 1,
     widest: Mapping[str, int] | None = None,
 ) -> Any:
-    """A table whose first ``left`` columns are text, the others numbers; wide text is folded to fit the terminal.
+    """A table whose first ``left`` columns are aligned to the left, the others to the right.
 
-    ``widest`` bounds the widths of some columns.
+    Wide text is folded to fit the terminal, numbers never are: where there is no room for a table, rows become lists.
+    ``widest`` bounds the widths of some columns. A cell may be a list of lines.
     """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+    from corepool.cli.layout import Sheet
 
-    made = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
-    for index, column in enumerate(columns):
-        justify: Literal["left", "right"] = "left" if index < left else "right"
-        width = (widest or {}).get(column)
-        made.add_column(column, justify=justify, overflow="fold", no_wrap=index >= left, max_width=width)
-    for row in rows:
-        made.add_row(*(Text(cell(value)) for value in row))
-    return made
+    return Sheet(printable(title), columns, [[cell(value) for value in row] for row in rows], left, widest or {})
 
 
 def facts(title: str, pairs: Mapping[str, object]) -> Any:
     """A title, and names and values below each other."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
+    from corepool.cli.layout import Facts
 
-    made = Table(box=None, pad_edge=False, show_header=False)
-    made.add_column(style="cyan", no_wrap=True)
-    made.add_column(overflow="fold")
-    for name, value in pairs.items():
-        made.add_row(Text(name), Text(cell(value)))
-    return Group(Text(title, style="bold"), made)
+    return Facts(printable(title), [(name, cell(value)) for name, value in pairs.items()])
 
 
 def cell(value: object) -> str:
-    """A value as a person reads it: thousands set apart, floats to 4 digits."""
+    """A value as a person reads it: thousands set apart, floats to 4 digits; a list gives one line for each item."""
     if isinstance(value, bool) or value is None:
         return "-" if value is None else ("yes" if value else "no")
     if isinstance(value, int):
@@ -122,29 +105,41 @@ def cell(value: object) -> str:
     if isinstance(value, float):
         digits = max(0, 3 - math.floor(math.log10(abs(value)))) if value and math.isfinite(value) else 0
         return f"{value:,.{min(digits, 6)}f}"
-    return str(value)
+    if isinstance(value, list | tuple):
+        return "\n".join(cell(each) for each in value)
+    return printable(str(value))
+
+
+def printable(text: str) -> str:
+    """The text with every character that could play tricks on a terminal spelt out, line breaks among them."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def one_line(text: str) -> str:
     """The text on one line, with characters that could play tricks on a terminal spelt out."""
-    joined = " ".join(text.split())
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in joined)
+    return printable(" ".join(text.split()))
 
 
 @contextmanager
 def progress(title: str) -> Iterator[Progress]:
-    """A progress bar on stderr, if that is a terminal; otherwise calls go nowhere."""
+    """A progress bar on stderr, if that is a terminal; otherwise nothing is shown. Each call is a safe point to end."""
     if not sys.stderr.isatty():
-        yield lambda what, share: None
+        yield lambda what, share: safe_point()
+        safe_point()
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=1.0)
+        task = bar.add_task(printable(title), total=1.0)
 
         def advance(what: str, share: float) -> None:
-            bar.update(task, description=f"{title}: {what}"[:48], completed=min(max(share, 0.0), 1.0))
+            safe_point()
+            text = printable(f"{title}: {what}")[:48]
+            bar.update(task, description=text, completed=min(max(share, 0.0), 1.0))
 
         yield advance
+    safe_point()

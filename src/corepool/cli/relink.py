@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from corepool.cli import output
-from corepool.cli.common import JsonOption, PackageArgument, open_model
+from corepool.cli.common import JsonOption, PackageArgument, naming, open_model
+from corepool.cli.signals import safe_point
 from corepool.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def command(
         raise InputError(f"--repeat must be 1 to {MAX_REPEATS}, not {repeat}")
     package, config = open_model(model)
     rows = []
-    with output.progress("linking") as show:
+    with naming(model), output.progress("linking") as show:
         for cores in range(1, config.cores + 1):
             show(f"{cores} cores", (cores - 1) / config.cores)
             rows.append(measure(package, config, cores, repeat))
@@ -57,6 +58,7 @@ def measure(package: ModelPackage, config: HardwareConfig, cores: int, repeat: i
     times = []
     gc.collect()
     for _ in range(repeat):
+        safe_point()
         begin = time.perf_counter_ns()
         linked = link(package, range(cores), config)
         times.append((time.perf_counter_ns() - begin) / 1e6)

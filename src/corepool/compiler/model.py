@@ -6,6 +6,7 @@ It must not know how packages are compiled or linked, nor onnx. ``package`` is t
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,9 +83,9 @@ class ModelPackage:
         return {"meta": text.encode(), "weights": self.weights, "code": self.code, **tables, "tail": self.tail}
 
     @classmethod
-    def open(cls, path: Path, config: HardwareConfig | None = None) -> ModelPackage:
+    def open(cls, path: Path, config: HardwareConfig | Mapping[str, HardwareConfig] | None = None) -> ModelPackage:
         """Map and check a package. Raises PackageError, or ConfigMismatchError if it was made for another
-        configuration."""
+        configuration than ``config``, or than any of several by name."""
         opened = container.open_package(path, config)
         try:
             meta = json.loads(opened.raw("meta"))

@@ -47,6 +47,7 @@ _CODES: Final = {
 
 Array = npt.NDArray[Any]
 Buffer = bytes | bytearray | memoryview | mmap.mmap
+Wanted = HardwareConfig | Mapping[str, HardwareConfig] | None  # the configuration that a package must be made for
 
 
 @dataclass(frozen=True)
@@ -164,11 +165,11 @@ def write(path: str | os.PathLike[str], sections: Mapping[str, Array | bytes], c
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def open_package(path: str | os.PathLike[str], config: HardwareConfig | None = None) -> Package:
+def open_package(path: str | os.PathLike[str], config: Wanted = None) -> Package:
     """Map a package into memory and check every byte of it; arrays are read-only views that keep the file mapped.
 
     Raises PackageError if it cannot be read or is damaged, and ConfigMismatchError if it was made for another
-    configuration than ``config`` (None: any will do).
+    configuration than ``config`` (several by name: the one of the package's name; None: any will do).
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not block us
@@ -194,7 +195,7 @@ def open_package(path: str | os.PathLike[str], config: HardwareConfig | None = N
         raise PackageError(f"{path}: {error}") from None
 
 
-def parse(buffer: Buffer, config: HardwareConfig | None = None) -> Package:
+def parse(buffer: Buffer, config: Wanted = None) -> Package:
     """Check the bytes of a package and return views of them. Raises PackageError and ConfigMismatchError."""
     view = memoryview(buffer).toreadonly()
     name, fingerprint, entries = _parse_head(view)
@@ -207,6 +208,13 @@ def parse(buffer: Buffer, config: HardwareConfig | None = None) -> Package:
         end = entry.offset + entry.length
         if any(view[end : _aligned(end)]):
             raise PackageError(f"the padding behind {where}, at offset {end}, is damaged: it is not zero")
+    if isinstance(config, Mapping):
+        if name not in config:
+            raise ConfigMismatchError(
+                f"made for the hardware configuration {name!r}, but there are only {', '.join(sorted(config))}: "
+                "compile the model again for one of them"
+            )
+        config = config[name]
     if config is not None and fingerprint != config.fingerprint():
         raise ConfigMismatchError(
             f"made for the hardware configuration {name!r} ({fingerprint[:8]}), but this is {config.name!r} "
