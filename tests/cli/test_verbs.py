@@ -16,6 +16,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from corepool.cli.common import naming, open_model
+from corepool.compiler import package
+from corepool.errors import InputError, LinkError
+
 SRC = Path(__file__).resolve().parents[2] / "src"
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -102,6 +106,8 @@ def test_report_of_compilation(place: Path) -> None:
     assert list(found["predicted_cycles"]) == ["1", "2", "3", "4"]
     assert all(cycles > 0 for cycles in found["predicted_cycles"].values())
     assert "flat" in found["removed"]
+    assert set(found["stages_s"]) == {"import", "compile"}
+    assert all(0 < seconds < found["static_compile_s"] for seconds in found["stages_s"].values())
 
 
 @pytest.mark.parametrize("cores", [1, 4])
@@ -154,6 +160,99 @@ def test_inspect(place: Path) -> None:
     assert text.count(" END") == 3
 
 
+@pytest.mark.parametrize("cores", ["17", "5", "0", "-1", "-30"])
+@pytest.mark.parametrize("listing", [(), ("--listing",), ("--json",)])
+def test_inspect_refuses_cores_that_there_are_not(place: Path, cores: str, listing: tuple[str, ...]) -> None:
+    message = f"--cores must be 1 to 4 for configuration 'tiny', not {cores}"
+    assert message in refused("inspect", place / "small.cpk", "--cores", cores, *listing)
+
+
+EVIL = "\x1b[31mone\u202e\n"
+
+
+def odd_model() -> onnx.ModelProto:
+    """As ``small_model``, but names are traps; it also gives "file", what the device makes, and "cls", the best."""
+    model = small_model()
+    model.graph.node[0].name = EVIL
+    last = model.graph.node[-1]
+    model.graph.node[-2].output[0] = last.input[0] = "file"
+    last.output[0] = "../allow_pickle"
+    model.graph.node.append(helper.make_node("ArgMax", ["file"], ["cls"], name="best", axis=1))
+    del model.graph.output[:]
+    model.graph.output.extend(
+        helper.make_tensor_value_info(name, kind, shape)
+        for name, kind, shape in (
+            ("../allow_pickle", TensorProto.FLOAT, [1, 6]),
+            ("cls", TensorProto.INT64, [1, 1]),
+            ("file", TensorProto.FLOAT, [1, 6]),
+        )
+    )
+    return model
+
+
+@pytest.fixture(scope="module")
+def odd(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("odd")
+    onnx.save(odd_model(), folder / "odd.onnx")
+    report(
+        "compile", folder / "odd.onnx", "-o", folder / "odd.cpk", "--calibration", place / "calibration.npz",
+        "--config", "tiny",
+    )  # fmt: skip
+    return folder / "odd.cpk"
+
+
+def test_outputs_of_any_name_are_written(place: Path, odd: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.npz"
+    report("run", odd, "--input", place / "in.npz", "--output", out, "--cores", 2)
+    with np.load(out) as arrays:
+        assert set(arrays) == {"../allow_pickle", "cls", "file"}
+        assert arrays["cls"].dtype == np.int64
+        assert arrays["cls"].item() == arrays["file"].argmax()
+        powers = np.exp(arrays["file"] - arrays["file"].max())
+        assert np.allclose(arrays["../allow_pickle"], powers / powers.sum(), atol=1e-5)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.npz"]
+
+
+def test_inspect_tells_the_networks_outputs_and_what_the_host_does(place: Path, odd: Path) -> None:
+    outputs = report("inspect", place / "small.cpk")["outputs"]
+    assert outputs == [{"name": "chances", "dtype": "float32", "shape": [1, 6], "made_by": "host"}]
+    found = report("inspect", odd)["outputs"]
+    assert isinstance(found, list)
+    assert {(each["name"], each["dtype"]) for each in found} == {
+        ("../allow_pickle", "float32"), ("cls", "int64"), ("file", "float32")
+    }  # fmt: skip
+    text = corepool("inspect", place / "small.cpk").stdout
+    assert "chances float32[1, 6]" in text
+    assert "Softmax on " in text
+    assert ", for chances" in text
+
+
+@pytest.mark.parametrize(
+    "arguments", [("inspect",), ("inspect", "--cores", "2"), ("inspect", "--cores", "1", "--listing")]
+)
+def test_names_cannot_steer_the_terminal(odd: Path, arguments: tuple[str, ...]) -> None:
+    verb, *rest = arguments
+    done = corepool(verb, odd, *rest)
+    assert done.returncode == 0
+    assert done.stdout.replace("\n", "").isprintable()
+    assert "\\x1b[31mone" in done.stdout.replace("\n", "")
+
+
+def test_a_package_is_read_and_checked_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    real = package.parse
+    monkeypatch.setattr(package, "parse", lambda *given: opened.append(1) or real(*given))
+    model, config = open_model(place / "small.cpk")
+    assert (config.name, model.meta["model"], len(opened)) == ("tiny", "small", 1)
+
+
+def test_trouble_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(LinkError, match=r"^a\.cpk: too many$"), naming(Path("a.cpk")):
+        raise LinkError("too many")
+    with pytest.raises(InputError, match=r"^b\.npz: wrong$"), naming(Path("a.cpk"), Path("b.npz"), None):
+        raise InputError("b.npz: wrong")
+
+
 @pytest.mark.parametrize("arguments", [("inspect",), ("inspect", "--cores", "2"), ("relink", "--repeat", "3")])
 def test_tables_fit_80_columns(place: Path, arguments: tuple[str, ...]) -> None:
     verb, *rest = arguments
@@ -190,6 +289,9 @@ def test_relink(place: Path) -> None:
         (("--cores", "2", "--input", "in.npz", "--output", "none/o.npz"), "folder"),
         (("--cores", "2", "--input", "in.npz", "--trace", "small.cpk"), "overwrite the input"),
         (("--cores", "2", "--timing-only", "--trace", "."), "folder"),
+        (("--cores", "2", "--input", "in.npz", "--output", "x", "--trace", "./x"), "name the same file"),
+        (("--cores", "2", "--input", "in.npz", "--output", "small.cpk"), "overwrite the input"),
+        (("--cores", "2", "--input", "in.npz", "--trace", "in.npz"), "overwrite the input"),
     ],
 )
 def test_wrong_runs_are_refused(place: Path, extra: tuple[str, ...], message: str) -> None:
@@ -205,7 +307,7 @@ def test_wrong_runs_are_refused(place: Path, extra: tuple[str, ...], message: st
         ({"image": photo(0)}, "there is no input 'image'; 'photo' is missing; expected: 'photo' float32[1, 3, 16, 16]"),
         ({"photo": photo(0)[0]}, "must have the shape [1, 3, 16, 16], not [3, 16, 16]"),
         ({"photo": photo(0).astype(np.float64)}, "must be float32, not float64"),
-        ({"photo": np.full_like(photo(0), np.nan)}, "'photo' holds NaN"),
+        ({"photo": np.full_like(photo(0), np.nan)}, "in.npz: wrong input: 'photo' holds NaN"),
     ],
 )
 def test_wrong_inputs_are_refused(place: Path, tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from corepool.cli import output
-from corepool.cli.common import JsonOption, PackageArgument, check_cores, open_model
+from corepool.cli.common import JsonOption, PackageArgument, check_cores, naming, open_model
 from corepool.cli.compile import predicted, predictions
 from corepool.errors import InputError
 
 if TYPE_CHECKING:
     from corepool.compiler.dynamic.linker import Linked
+    from corepool.compiler.model import ModelPackage
 
 NAME = "inspect"
 
@@ -28,10 +29,14 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Show a package's layers, the tilings chosen for N cores, and where each operator runs and why."""
-    package, config = open_model(model)
     if cores is None and listing:
         raise InputError("--listing needs --cores N: streams differ with the number of cores")
+    package, config = open_model(model)
+    if cores is not None:
+        check_cores(cores, config)
     meta, linked = package.meta, None
+    with naming(model):
+        outputs = _outputs(package)
     report: dict[str, Any] = {
         "model": meta["model"],
         "config": meta["config"],
@@ -40,7 +45,8 @@ def command(
         "weights_bytes": meta["window"]["weights_bytes"],
         "window_bytes": meta["window"]["window_bytes"],
         "inputs": meta["inputs"],
-        "outputs": meta["outputs"],
+        "outputs": outputs,
+        "device_outputs": meta["outputs"],
         "layers": [_layer(layer, cores) for layer in meta["layers"]],
         "host_nodes": meta["host_nodes"],
         "removed": meta["removed"],
@@ -49,7 +55,8 @@ def command(
     if cores is not None:
         from corepool.compiler.dynamic.linker import link
 
-        linked = link(package, range(check_cores(cores, config)), config)
+        with naming(model):
+            linked = link(package, range(cores), config)
         report |= {"cores": cores, "instructions": linked.instruction_count, "stream_bytes": linked.stream_bytes}
     if json:
         if listing and linked is not None:
@@ -60,11 +67,30 @@ def command(
         output.write_json(report)
     elif listing and linked is not None:
         for layer, core, lines in _listing([each["name"] for each in meta["layers"]], linked):
-            output.write(f"; layer {layer}, core {core}")
+            output.write(f"; layer {output.printable(layer)}, core {core}")
             for line in lines:
                 output.write(line)
     else:
         _show(report)
+
+
+def _outputs(package: ModelPackage) -> list[dict[str, Any]]:
+    """The network's outputs as `run` writes them: name, type, shape (None: known only when run), and who makes them."""
+    ports = {port["name"]: port for port in package.meta["outputs"]}
+    made: list[dict[str, Any]] = []
+    read: set[str] = set()
+    if package.tail:
+        from corepool.runtime.tail import Tail
+
+        tail = Tail(package.tail, package.meta["tail_outputs"])
+        read = tail.reads
+        made = [{"name": name, "dtype": kind, "shape": shape, "made_by": "host"} for name, kind, shape in tail.makes]
+    device = [
+        {"name": name, "dtype": "float32", "shape": port["shape"], "made_by": "device"}
+        for name, port in ports.items()
+        if name not in read
+    ]
+    return [*device, *made]
 
 
 def _layer(layer: dict[str, Any], cores: int | None) -> dict[str, Any]:
@@ -95,6 +121,12 @@ def _show(report: dict[str, Any]) -> None:
         "inputs": "; ".join(_port(port) for port in report["inputs"]),
         "outputs": "; ".join(_port(port) for port in report["outputs"]),
     }
+    if report["host_nodes"]:
+        from_host = ", ".join(port["name"] for port in report["outputs"] if port["made_by"] == "host")
+        direct = {port["name"] for port in report["outputs"] if port["made_by"] == "device"}
+        reads = ", ".join(port["name"] for port in report["device_outputs"] if port["name"] not in direct)
+        operators = ", ".join(dict.fromkeys(node["op"] for node in report["host_nodes"]))
+        head["host"] = f"{operators} on {reads}, for {from_host}"
     if cores is not None:
         head["streams"] = f"{report['instructions']:,} instructions, {report['stream_bytes']:,} bytes for {cores} cores"
     things: list[Any] = [output.facts(report["model"], head), ""]

@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from corepool.cli import output
-from corepool.cli.common import JsonOption, PackageArgument, check_cores, open_model, refuse_overwriting
+from corepool.cli.common import (
+    JsonOption,
+    PackageArgument,
+    check_cores,
+    naming,
+    open_model,
+    refuse_overwriting,
+    same_file,
+)
 from corepool.errors import InputError
-from corepool.files import replacing, require_writable
+from corepool.files import require_writable
 
 if TYPE_CHECKING:
     from corepool.compiler.model import ModelPackage
@@ -30,7 +38,7 @@ def command(
     cores: Annotated[int, typer.Option(metavar="N", help="How many cores to run on.")],
     input_file: Annotated[Path | None, typer.Option("--input", metavar="IN.npz", help="Inputs by ONNX name.")] = None,
     output_file: Annotated[
-        Path | None, typer.Option("--output", metavar="OUT.npz", help="Where to put the outputs (float32, ONNX names).")
+        Path | None, typer.Option("--output", metavar="OUT.npz", help="Where to put the outputs (by ONNX name).")
     ] = None,
     timing_only: Annotated[bool, typer.Option("--timing-only", help="Count cycles, compute nothing.")] = False,
     trace: Annotated[
@@ -50,9 +58,14 @@ def command(
         if target is not None:
             require_writable(target)
             refuse_overwriting(target, *sources)
-    result, report = _run(package, config, cores, input_file, timing_only, trace)
+    if output_file is not None and trace is not None and same_file(output_file, trace):
+        raise InputError(f"--output and --trace name the same file {trace}; choose another name for one of them")
+    with naming(model, input_file):
+        result, report = _run(package, config, cores, input_file, timing_only, trace)
     if output_file is not None:
-        _save(output_file, result)
+        from corepool.runtime.outputs import write_npz
+
+        write_npz(output_file, result.outputs)
     if json:
         output.write_json(report)
     else:
@@ -110,14 +123,6 @@ def _report(
         "stream_bytes": stream_bytes,
         "outputs": {name: list(value.shape) for name, value in result.outputs.items()},
     }
-
-
-def _save(path: Path, result: Result) -> None:
-    import numpy as np
-
-    with replacing(path) as file:
-        arrays: dict[str, Any] = dict(result.outputs)
-        np.savez(file, **arrays)
 
 
 def _show(report: dict[str, Any], output_file: Path | None, trace: Path | None) -> None:

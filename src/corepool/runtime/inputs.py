@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from corepool.errors import InputError
 from corepool.files import refuse_special
-from corepool.runtime.host import HostPort
+from corepool.runtime.host import HostPort, complaints
 
 Array = npt.NDArray[Any]
 
@@ -50,6 +50,7 @@ def read_npz(path: Path, ports: Sequence[HostPort]) -> dict[str, Array]:
                     if not problems:
                         with archive.open(entry) as member:
                             arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
+                        found += complaints(port, arrays[name])
         except (zipfile.BadZipFile, ValueError, EOFError, OSError, zlib.error, lzma.LZMAError, RuntimeError) as error:
             raise InputError(f"{path} is not a sound .npz file: {error}; {expected}") from None
     found += [f"{name!r} is missing" for name in by_name if name not in arrays and not _said(name, found)]

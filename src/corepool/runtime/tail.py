@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from corepool.errors import PackageError
 
+_KINDS = {"float": "float32", "double": "float64"}  # where onnxruntime's names of types are others than numpy's
+
 
 class Tail:
     """An ONNX model (bytes) fed with a device's outputs by name. Raises PackageError if it cannot be loaded."""
@@ -28,6 +30,13 @@ class Tail:
         except Exception as error:  # its exceptions have no common base below this
             raise PackageError(f"the host's part of the network cannot be loaded: {error}") from None
         self._outputs = list(outputs)
+        shown = {value.name: value for value in self._session.get_outputs()}
+        missing = [name for name in self._outputs if name not in shown]
+        if missing:
+            raise PackageError(f"the host's part of the network does not make {', '.join(missing)}: compile it again")
+        kinds = {name: value.type.removeprefix("tensor(").removesuffix(")") for name, value in shown.items()}
+        # Name, type and shape; sizes that only running tells are names or None.
+        self.makes = [(name, _KINDS.get(kinds[name], kinds[name]), list(shown[name].shape)) for name in self._outputs]
         self.reads = {value.name for value in self._session.get_inputs()}
 
     def run(self, ports: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
