@@ -136,7 +136,7 @@ def test_unsupported_operators_of_float_models(tmp_path: Path) -> None:
     graph = helper.make_graph(nodes, "g", values[:1], values[1:])
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("my.own", 1)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "m.onnx")
-    line = refuse(tmp_path / "m.onnx", "supported are Abs")
+    line = refuse(tmp_path / "m.onnx", "supported operators are Abs")
     assert all(word in line for word in ("'first' (Erf)", "'second' (Cos)", "'third' (my.own.Fancy)"))
 
 

@@ -15,11 +15,13 @@ import onnx
 from onnx import numpy_helper
 
 from corepool.compiler.static.frontend import ops_elementwise, ops_linear, ops_pool, ops_quant, ops_shape, tail
-from corepool.compiler.static.frontend.context import Context, Node, Unsupported
+from corepool.compiler.static.frontend.context import Context, Node, OutOfRange, Unsupported
 from corepool.compiler.static.frontend.fold import FOLDABLE, Folder
 from corepool.compiler.static.frontend.nodes import in_order, read_nodes
+from corepool.compiler.static.frontend.stand_ins import StandIns
 from corepool.compiler.static.frontend.values import Bad, Codes, Const, Pointwise, QuantConst, RawCodes, RawInput, Value
 from corepool.compiler.static.frontend.views import ViewError, input_form
+from corepool.compiler.static.frontend.window import auto_pad
 from corepool.compiler.static.graph import Graph, HostNode, Port
 from corepool.errors import ModelError
 
@@ -51,15 +53,20 @@ SUPPORTED = sorted({*HANDLERS, *tail.STARTS})
 
 
 class Builder:
-    """One import. ``build`` returns the layer graph or raises ModelError with all problems."""
+    """One import. ``build`` returns the layer graph or raises ModelError with all problems.
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    A ``rehearsal`` takes a float model, to find what is wrong with it before it is quantised; its graph is of no use.
+    """
+
+    def __init__(self, model: onnx.ModelProto, rehearsal: bool = False) -> None:
         self.proto = model.graph
         opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
         graph = Graph(model.graph.name or "model", {}, [], [], [])
-        self.context = Context(graph)
+        self.context = Context(graph, rehearsal)
+        self.rehearsal = rehearsal
         self.folder = Folder(opset)
         self.problems: list[str] = []
+        self.guess = StandIns(self.context, model)
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.input_names = [v.name for v in model.graph.input if v.name not in self.constants]
         self.nodes = in_order(read_nodes(model.graph), {*self.constants, *self.input_names})
@@ -71,21 +78,25 @@ class Builder:
     def build(self) -> Graph:
         ctx = self.context
         self._read_inputs()
-        host = tail.find(self.nodes, self.problems)
+        misplaced: list[str] = []
+        host = tail.find(self.nodes, misplaced)
+        self.problems += misplaced
         on_host = {node.index for node in host}
         readers = Counter(name for node in self.nodes for name in {*node.inputs})
         readers.update(value.name for value in self.proto.output)
         for node in self.nodes:
-            if node.index in on_host:
+            if node.index in on_host and not misplaced:
                 continue
-            self._lower(node)
+            if node.index in on_host and node.op in tail.FOLLOWERS:
+                self.guess.outputs(node)
+            else:
+                self._lower(node)
             for name in {*node.inputs}:  # what nobody reads any more is let go: long chains make many tables
                 readers[name] -= 1
                 if not readers[name]:
                     ctx.values.pop(name, None)
         graph = ctx.graph
-        if not self.problems:
-            self._outputs(host)
+        self._outputs(host)
         if self.problems:
             if any(problem.endswith("operator not supported") for problem in self.problems):
                 self.problems.append(f"supported operators are {', '.join(SUPPORTED)}")
@@ -121,14 +132,16 @@ class Builder:
             ctx.input_forms[value.name] = form
             kind = value.type.tensor_type.elem_type
             if kind == onnx.TensorProto.FLOAT:
-                ctx.values[value.name] = RawInput(value.name, form)
-            elif kind in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8):
+                raw = RawInput(value.name, form)
+                ctx.values[value.name] = ctx.finish(raw, value.name) if self.rehearsal else raw
+            elif not self.rehearsal and kind in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8):
                 ctx.values[value.name] = RawCodes(
                     value.name, form, "int8" if kind == onnx.TensorProto.INT8 else "uint8"
                 )
             else:
                 name = onnx.TensorProto.DataType.Name(kind)
-                self.problems.append(f"graph input '{value.name}' is {name}; supported are FLOAT, INT8, UINT8")
+                supported = "supported is FLOAT" if self.rehearsal else "supported are FLOAT, INT8, UINT8"
+                self.problems.append(f"graph input '{value.name}' is {name}; {supported}")
                 ctx.values[value.name] = Bad()
 
     def _channels_last(self, name: str) -> bool:
@@ -154,18 +167,38 @@ class Builder:
 
     def _lower(self, node: Node) -> None:
         ctx = self.context
-        made: Value = Bad()
+        problem = None
         try:
             if self._load(node):
                 made = self._handle(node)
+                if self.rehearsal:
+                    made = ctx.finish(made, node.outputs[0])
+                for name in node.outputs:
+                    if name:
+                        ctx.values[name] = made
+                return
+            self._look_at(node)
+        except OutOfRange as error:
+            problem = None if self.rehearsal else str(error)
         except Unsupported as error:
-            self.problems.append(f"node '{node.name}' ({node.op}): {error}")
+            problem = str(error)
         except (ValueError, KeyError, IndexError, TypeError, ArithmeticError, MemoryError) as error:
-            reason = str(error) if isinstance(error, ViewError) else f"malformed: {error}"
-            self.problems.append(f"node '{node.name}' ({node.op}): {reason}")
-        for name in node.outputs:
-            if name:
-                ctx.values[name] = made
+            problem = str(error) if isinstance(error, ViewError) else f"malformed: {error}"
+        if problem is not None and not self.guess.explains(node):
+            self.problems.append(f"node '{node.name}' ({node.op}): {problem}")
+        self.guess.outputs(node)
+
+    def _look_at(self, node: Node) -> None:
+        """What is wrong with a node by itself: not even the shape of what it reads is known."""
+        if node.op not in HANDLERS:
+            raise Unsupported("operator not supported")
+        self._check(node)
+        if node.op in ("Conv", "Gemm", "MatMul"):
+            ops_linear.check_weights(self.context, node)
+        if node.op in ("Conv", "MaxPool", "AveragePool"):
+            auto_pad(node)
+        if node.op == "Pad":
+            ops_shape.check_mode(node)
 
     def _handle(self, node: Node) -> Value:
         ctx = self.context
@@ -194,9 +227,9 @@ class Builder:
         edges = [n for node in host for n in node.inputs if n and n not in made_by_host and n not in self.constants]
         for name in dict.fromkeys([*wanted, *edges]):
             value = ctx.values.get(name)
-            if value is None:
-                self.problems.append(f"graph output '{name}' is made by no node")
-            elif isinstance(value, (Const, QuantConst)):
+            if value is None or isinstance(value, Bad):
+                continue  # something is wrong before it, and said already
+            if isinstance(value, (Const, QuantConst)):
                 if name in wanted:
                     self.problems.append(f"graph output '{name}' is a constant")
             else:
@@ -204,7 +237,7 @@ class Builder:
                     graph.outputs.append(self._port(name, value))
                 except ValueError as error:
                     self.problems.append(f"output '{name}': {error}")
-        if host:
+        if host and not self.problems:
             graph.tail = tail.model(self.model, host, graph.outputs, ctx.values)
             read = {name for node in host for name in node.inputs}
             graph.tail_outputs = tuple(v.name for v in self.proto.output if v.name in made_by_host | read)

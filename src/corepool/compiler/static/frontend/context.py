@@ -6,6 +6,8 @@ It must not know single ONNX operators: they stand in the operator modules, whic
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +17,17 @@ import numpy.typing as npt
 from corepool import numerics
 from corepool.compiler.static.frontend.values import (
     Average,
+    Bad,
     Codes,
+    Const,
     Int8Array,
     Joined,
     Linear,
     Padded,
     Pairwise,
     Pointwise,
+    QuantConst,
+    RawCodes,
     RawInput,
     Real,
     Trail,
@@ -52,6 +58,10 @@ class Unsupported(ValueError):
     """A node that cannot be compiled, and why."""
 
 
+class OutOfRange(Unsupported):
+    """Scales or constants that the machine's whole numbers cannot express."""
+
+
 @dataclass(frozen=True)
 class Node:
     """An ONNX node: its name (made up if it has none), operator, value names and attributes."""
@@ -69,9 +79,14 @@ class Node:
 
 @dataclass
 class Context:
-    """What operator handlers read and change."""
+    """What operator handlers read and change.
+
+    A ``rehearsal`` reads a float model before it is quantised, only to find what is wrong with it: scales are made up.
+    """
 
     graph: Graph
+    rehearsal: bool = False
+    stand_ins: set[str] = field(default_factory=set)  # tensors in place of what failed, so that reading can go on
     values: dict[str, Value] = field(default_factory=dict)
     input_forms: dict[str, Form] = field(default_factory=dict)
     derived: dict[str, tuple[str, Int8Array]] = field(default_factory=dict)  # tensor -> (tensor it is a LUT of, table)
@@ -154,6 +169,14 @@ class Context:
             found[tensor] = table
         return found
 
+    def finish(self, value: Value, name: str) -> Value:
+        """In a rehearsal: the value as if a QuantizeLinear and DequantizeLinear followed."""
+        if isinstance(value, (Const, QuantConst, Codes, RawCodes, Bad)):
+            return value
+        if isinstance(value, Pointwise) and value.affine is not None:
+            return value
+        return self.view(self.quantise(value, 1.0, 0, name, value.nodes), value.form)
+
     # -- QuantizeLinear: unfinished values become layers ------------------------------------------------------------
 
     def quantise(self, value: Real, scale: float, zero: int, name: str, trail: Trail) -> str:
@@ -194,7 +217,8 @@ class Context:
         return self.copy(value.tensor, tensor, nodes, None if identity else table)
 
     def _linear(self, value: Linear, scale: float, zero: int, name: str, nodes: tuple[str, ...]) -> str:
-        weight, requant = linear_constants(value, scale, zero)
+        with _in_range(nodes, name):
+            weight, requant = linear_constants(value, scale, zero)
         tensor = self.tensor(name, value.form.dims, scale, zero)
         self.graph.layers.append(
             Conv(
@@ -219,7 +243,8 @@ class Context:
         low, high = clip_codes(value.low, value.high, scale, zero)
         by_count = {}
         for count in value.counts:
-            multiplier, shift = numerics.fixed_point(source_scale / (scale * count))
+            with _in_range(nodes, name):
+                multiplier, shift = numerics.fixed_point(source_scale / (scale * count))
             by_count[count] = SumRequant(-pixels * source_zero, multiplier, shift, zero, low, high)
         tensor = self.tensor(name, value.form.dims, scale, zero)
         self.graph.layers.append(
@@ -249,12 +274,14 @@ class Context:
         layer_name = nodes[0] if nodes else tensor
         a, b = value.a.tensor, value.b.tensor
         if value.kind == "add":
-            ma, mb, shift = numerics.fixed_point_pair(scale_a / scale, value.sign * scale_b / scale)
+            with _in_range(nodes, name):
+                ma, mb, shift = numerics.fixed_point_pair(scale_a / scale, value.sign * scale_b / scale)
             offset = -(zero_a * ma + zero_b * mb)
             params = AddParams(ma, mb, offset, shift, zero, low, high)
             self.graph.layers.append(Add(name=layer_name, output=tensor, origin=nodes, a=a, b=b, params=params))
         else:
-            multiplier, shift = numerics.fixed_point(scale_a * scale_b / scale)
+            with _in_range(nodes, name):
+                multiplier, shift = numerics.fixed_point(scale_a * scale_b / scale)
             product = MulParams(zero_a, zero_b, multiplier, shift, zero, low, high)
             self.graph.layers.append(Mul(name=layer_name, output=tensor, origin=nodes, a=a, b=b, params=product))
         return tensor
@@ -321,6 +348,18 @@ class Context:
         )  # fmt: skip
 
 
+@contextmanager
+def _in_range(nodes: tuple[str, ...], name: str) -> Iterator[None]:
+    """Turns what the numerics say of factors that they cannot express into OutOfRange, with the layer's name."""
+    try:
+        yield
+    except Unsupported:
+        raise
+    except ValueError as error:
+        layer = f"'{nodes[0]}'" if nodes else "the layer before it"
+        raise OutOfRange(f"the scales of {layer} and of its result '{name}' are out of range: {error}") from None
+
+
 def clip_codes(low: float, high: float, scale: float, zero: int) -> tuple[int, int]:
     """Real clipping bounds as codes."""
     return (
@@ -354,7 +393,7 @@ def linear_constants(value: Linear, scale: float, zero: int) -> tuple[Int8Array,
     steps_left = (limit - np.maximum(np.abs(top), np.abs(bottom)) * 2) * unit / scale
     if (outside & (steps_left < 512)).any():
         channel = int(np.flatnonzero(outside & (steps_left < 512))[0])
-        raise Unsupported(f"sums of output channel {channel} could leave 32 bits (bias {bias[channel]:.6g})")
+        raise OutOfRange(f"sums of output channel {channel} could leave 32 bits (bias {bias[channel]:.6g})")
     bound = limit - np.maximum(np.abs(top), np.abs(bottom)) - np.abs(value.zero * sums)
     units = np.where(outside, np.clip(units, -bound, bound), units)
     multiplier, shift = numerics.fixed_points(unit / scale)

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import onnx
 
-from corepool.compiler.static.frontend import tail
-from corepool.compiler.static.frontend.build import HANDLERS, SUPPORTED, Builder
+from corepool.compiler.static.frontend.build import HANDLERS, Builder
 from corepool.compiler.static.frontend.calibration import Calibration, input_shapes, read_calibration
 from corepool.compiler.static.frontend.load import load
-from corepool.compiler.static.frontend.nodes import read_nodes
 from corepool.compiler.static.frontend.prepare import FloatModel
 from corepool.compiler.static.frontend.quantise import quantise_model
 from corepool.compiler.static.graph import Graph
@@ -57,22 +55,7 @@ def _quantise(model: onnx.ModelProto, calibration: Calibration | None) -> tuple[
     """The quantised model, and what became of nodes on the way."""
     tidied = FloatModel(model)
     model = tidied.run()
-    nodes = read_nodes(model.graph)
-    problems: list[str] = []
-    tail.find(nodes, problems)
-    unknown = [
-        f"node '{node.name}' ({node.op})"
-        for node in nodes
-        if node.op not in SUPPORTED and node.op not in tail.FOLLOWERS
-    ]
-    if unknown:
-        problems.append(f"operators not supported: {', '.join(unknown)}; supported are {', '.join(SUPPORTED)}")
-    for value in model.graph.input:
-        if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-            kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
-            problems.append(f"graph input '{value.name}' is {kind}; supported is FLOAT")
-    if problems:
-        raise ModelError("; ".join(problems))
+    Builder(model, rehearsal=True).build()
     samples = read_calibration(calibration, input_shapes(model))
     kept_float = {"QuantizeLinear", "DequantizeLinear", "Shape", "Identity", "Dropout"}
     return quantise_model(model, samples, sorted(set(HANDLERS) - kept_float)), tidied.removed

@@ -27,8 +27,10 @@ def real_constant(value: Value, what: str) -> Float64:
     raise Unsupported(f"{what} must be a constant")
 
 
-def _weights(value: Value, output_axis: int) -> tuple[Int8Array, Float64]:
+def _weights(ctx: Context, value: Value, output_axis: int) -> tuple[Int8Array, Float64]:
     """Codes of constant weights and the scale of each output channel."""
+    if ctx.rehearsal and isinstance(value, Const) and value.array.dtype == np.float32 and value.array.ndim:
+        return np.zeros(value.array.shape, dtype=np.int8), np.ones(value.array.shape[output_axis])
     if isinstance(value, Const):
         raise Unsupported("its weights are float; quantise them too (QuantizeLinear and DequantizeLinear)")
     if not isinstance(value, QuantConst):
@@ -43,9 +45,16 @@ def _weights(value: Value, output_axis: int) -> tuple[Int8Array, Float64]:
     return value.codes.astype(np.int8, copy=False), np.broadcast_to(value.scale.astype(np.float64), (outputs,))
 
 
+def check_weights(ctx: Context, node: Node) -> None:
+    """What can be said of a node's weights when its other input is not known."""
+    weight = ctx.values[node.inputs[1]]
+    if isinstance(weight, (Const, QuantConst)):
+        _weights(ctx, weight, 0 if node.op == "Conv" or node.get("transB", 0) else 1)
+
+
 def conv(ctx: Context, node: Node) -> Value:
     x = ctx.plain(ctx.values[node.inputs[0]], node.inputs[0])
-    weight, scales = _weights(ctx.values[node.inputs[1]], 0)
+    weight, scales = _weights(ctx, ctx.values[node.inputs[1]], 0)
     rank = x.form.spatial_rank()
     if rank is None or weight.ndim != rank + 2:
         raise Unsupported(
@@ -104,7 +113,7 @@ def _dense(ctx: Context, node: Node, x: Pointwise, weight: Int8Array, scales: Fl
 def gemm(ctx: Context, node: Node) -> Value:
     x = ctx.plain(ctx.values[node.inputs[0]], node.inputs[0])
     transposed = bool(node.get("transB", 0))
-    weight, scales = _weights(ctx.values[node.inputs[1]], 0 if transposed else 1)
+    weight, scales = _weights(ctx, ctx.values[node.inputs[1]], 0 if transposed else 1)
     if node.get("transA", 0) and x.form.shape != (1, 1):
         raise Unsupported("transA is not supported")
     if len(x.form.shape) != 2 or weight.ndim != 2:
@@ -130,7 +139,7 @@ def matmul(ctx: Context, node: Node) -> Value:
     if not isinstance(right, (Const, QuantConst)):
         raise Unsupported("products of two computed matrices are not supported; its second input must be constant")
     x = ctx.plain(ctx.values[node.inputs[0]], node.inputs[0])
-    weight, scales = _weights(right, 1)
+    weight, scales = _weights(ctx, right, 1)
     if weight.ndim != 2:
         raise Unsupported(f"its weights have {weight.ndim} dimensions; supported are 2")
     return _dense(ctx, node, x, weight, scales)
@@ -174,4 +183,14 @@ def scaled(value: Linear, factor: Float64 | float, offset: Float64 | float) -> L
     return replace(value, unit=value.unit * factor, bias=value.bias * factor + offset)
 
 
-__all__ = ["batch_normalization", "conv", "gemm", "matmul", "per_channel", "plain_form", "real_constant", "scaled"]
+__all__ = [
+    "batch_normalization",
+    "check_weights",
+    "conv",
+    "gemm",
+    "matmul",
+    "per_channel",
+    "plain_form",
+    "real_constant",
+    "scaled",
+]

@@ -116,9 +116,13 @@ def concat(ctx: Context, node: Node) -> Value:
     return Joined(tuple(parts), Form(total, axes, dims), (*(part.nodes for part in parts), node.name))
 
 
-def pad(ctx: Context, node: Node) -> Value:
+def check_mode(node: Node) -> None:
     if node.get("mode", "constant") not in ("constant", b"constant"):
         raise Unsupported(f"mode {node.get('mode', '')}; supported is constant")
+
+
+def pad(ctx: Context, node: Node) -> Value:
+    check_mode(node)
     amounts = _required(_integers(ctx, node, 1, "pads"), "pads")
     border = float(node.get("value", 0.0))
     if len(node.inputs) > 2 and node.inputs[2]:

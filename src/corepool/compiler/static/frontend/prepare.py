@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper, shape_inference
+from onnx import helper, numpy_helper
 
 from corepool.compiler.static.frontend.context import Node, Unsupported
 from corepool.compiler.static.frontend.fold import FOLDABLE, Folder
 from corepool.compiler.static.frontend.nodes import in_order, read_nodes
+from corepool.compiler.static.frontend.shapes import infer_shapes
 from corepool.compiler.static.frontend.values import Const
-from corepool.errors import ModelError
 
-_SMALL = 4096  # bytes of constants that shape inference gets to see
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -31,11 +30,11 @@ class FloatModel:
         self.graph = model.graph
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.folder = Folder(max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")))
-        self.shapes = _infer_shapes(model)
+        self.shapes = infer_shapes(model)
         self.removed: dict[str, str] = {}  # node name -> what became of it
 
     def run(self) -> onnx.ModelProto:
-        """All steps; raises ModelError if a constant holds NaN or infinity."""
+        """All steps. Raises ModelError for cycles and for values that nothing makes."""
         self._sort()
         self._remove_no_ops()
         self._fold_constants()
@@ -43,10 +42,6 @@ class FloatModel:
         self._merge_factors()
         read = {name for node in self.graph.node for name in node.input} | {v.name for v in self.graph.output}
         kept = [tensor for name, tensor in self.constants.items() if name in read]
-        for tensor in kept:
-            values = numpy_helper.to_array(tensor)
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
-                raise ModelError(f"the constant '{tensor.name}' holds NaN or infinity")
         inputs = [value for value in self.graph.input if value.name not in self.constants]
         del self.graph.initializer[:], self.graph.input[:], self.graph.value_info[:]
         self.graph.initializer.extend(kept)
@@ -112,8 +107,8 @@ class FloatModel:
             return None
         try:
             return self.folder.evaluate(node, [Const(self._array(name)) for name in node.inputs if name])
-        except Unsupported as error:
-            raise ModelError(f"node '{node.name}' ({node.op}): {error}") from None
+        except Unsupported:
+            return None  # stays as it is: who compiles the node will say what is wrong with it
 
     def _merge_factors(self) -> None:
         """Merges BatchNormalization and constant factors and offsets into the convolution or Gemm before them."""
@@ -241,28 +236,3 @@ def _per_channel(values: FloatArray, outputs: int, spatial: int) -> FloatArray |
         return None
     shape = values.shape[1:] if values.ndim == spatial + 2 and values.shape[0] == 1 else values.shape
     return values.reshape(-1) if shape == (outputs, *[1] * spatial) else None
-
-
-def _infer_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Static shapes of values, inferred without copying large constants."""
-    graph = onnx.GraphProto(name="shapes")
-    graph.node.extend(model.graph.node)
-    graph.input.extend(model.graph.input)
-    graph.output.extend(model.graph.output)
-    declared = {value.name for value in graph.input}
-    for tensor in model.graph.initializer:
-        if tensor.ByteSize() <= _SMALL:
-            graph.initializer.append(tensor)
-        elif tensor.name not in declared:
-            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-    skeleton = onnx.ModelProto(ir_version=max(model.ir_version, 4), graph=graph, opset_import=model.opset_import)
-    try:
-        inferred = shape_inference.infer_shapes(skeleton, data_prop=True)
-    except Exception as error:  # inference raises what it likes on malformed models
-        raise ModelError(f"shapes cannot be inferred: {str(error).strip().splitlines()[0]}") from None
-    shapes = {}
-    for value in [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]:
-        dims = value.type.tensor_type.shape.dim
-        if value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") and d.dim_value > 0 for d in dims):
-            shapes[value.name] = tuple(d.dim_value for d in dims)
-    return shapes

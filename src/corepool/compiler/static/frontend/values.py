@@ -178,7 +178,7 @@ class Padded:
 
 @dataclass(frozen=True)
 class Bad:
-    """What a node with a reported problem makes; nodes that read it are passed over in silence."""
+    """What a node with a reported problem makes if not even its shape is known: readers are checked by themselves."""
 
 
 Real: TypeAlias = RawInput | Pointwise | Linear | Average | Pairwise | Joined | Padded

@@ -37,6 +37,14 @@ def _pair(values: Sequence[int] | None, rank: int, what: str, default: int = 1) 
     return (chosen[0], chosen[1]) if rank == 2 else (1, chosen[0])
 
 
+def auto_pad(node: Node) -> str:
+    """How the node wants to be padded."""
+    auto = str(node.get("auto_pad", "NOTSET") or "NOTSET")
+    if auto not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
+        raise Unsupported(f"auto_pad {auto}; supported are NOTSET, VALID, SAME_UPPER, SAME_LOWER")
+    return auto
+
+
 def read_window(node: Node, rank: int, size: Pair, kernel: Sequence[int] | None = None) -> Window:
     """The geometry of Conv (``kernel`` from its weights) and pooling nodes over a map of ``size`` = (height, width)."""
     shape = node.get("kernel_shape", kernel)
@@ -47,7 +55,7 @@ def read_window(node: Node, rank: int, size: Pair, kernel: Sequence[int] | None 
     kernel_pair = _pair(shape, rank, "kernel_shape")
     stride = _pair(node.get("strides", None), rank, "strides")
     dilation = _pair(node.get("dilations", None), rank, "dilations")
-    auto = node.get("auto_pad", "NOTSET") or "NOTSET"
+    auto = auto_pad(node)
     begins, ends = _padding(node, rank, size, kernel_pair, stride, dilation, auto)
     explicit = (begins[0], begins[1], ends[0], ends[1])
     out = []
@@ -80,8 +88,6 @@ def _padding(
         return ((pads[0], pads[1]), (pads[2], pads[3])) if rank == 2 else ((0, pads[0]), (0, pads[1]))
     if auto == "VALID":
         return (0, 0), (0, 0)
-    if auto not in ("SAME_UPPER", "SAME_LOWER"):
-        raise Unsupported(f"auto_pad {auto}; supported are NOTSET, VALID, SAME_UPPER, SAME_LOWER")
     small, large = [], []
     for axis in range(2):
         span = (kernel[axis] - 1) * dilation[axis] + 1
