@@ -5,6 +5,7 @@ It must not know how policies decide.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,6 +92,8 @@ def _point(lab: Lab, designs: Designs, design: Design, load: float, burst: float
     submitted = list(arrivals(design, tasks, jobs, lab.seed))
     owner = {event.job: event.tenant for event in submitted}  # type: ignore[attr-defined]
     record = design.run(tasks, submitted)
+    if not len(record.job):  # every job was refused
+        return Point(math.nan, math.nan, math.nan, 0.0, math.nan, 0.0, record.spent.programs)
     latency = np.array(record.ended, np.int64) - np.array(record.submitted, np.int64)
     owners = [owner[job] for job in record.job]
     alone = np.array([designs.pool_models[network[name]].latency_ns[-1] for name in owners], np.float64)
