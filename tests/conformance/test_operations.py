@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from corepool import numerics
 from corepool.config import HardwareConfig, preset
 from corepool.device.base import Device
+from corepool.device.rtl import RtlDevice
 from corepool.device.simulator import Simulator
 from corepool.isa.codec import encode
 from corepool.isa.table import Opcode, PoolMode, Target
@@ -29,11 +30,13 @@ from support.bench import (
     pack_weights,
 )
 
-DEVICES: dict[str, Callable[[HardwareConfig], Device]] = {"simulator": Simulator}
+DEVICES: dict[str, tuple[str, Callable[[HardwareConfig], Device]]] = {
+    "tiny": ("tiny", Simulator),
+    "u200": ("u200", Simulator),
+    "tiny-rtl": ("tiny", RtlDevice),
+}
 seeds = st.integers(0, 2**32 - 1)
-everywhere = pytest.mark.parametrize(
-    ("name", "make"), [(preset_name, make) for preset_name in ("tiny", "u200") for make in DEVICES.values()]
-)
+everywhere = pytest.mark.parametrize(("name", "make"), DEVICES.values(), ids=DEVICES.keys())
 
 
 def between(rng: np.random.Generator, low: int, high: int) -> int:
