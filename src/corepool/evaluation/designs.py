@@ -141,7 +141,8 @@ class Designs:
     def pool(self, policy: str = "private-even", switching: Switching = Switching.TASK) -> Design:
         """The pool with all that its changes cost."""
         settings = Settings.of(self.lab.config, policy, self.relink_ns)
-        return Design(policy, Kind.SHARED, settings, self.pool_models, self.by_shape, switching=switching)
+        name = policy if switching is Switching.TASK else f"{policy}, by layer"
+        return Design(name, Kind.SHARED, settings, self.pool_models, self.by_shape, switching=switching)
 
     def public(self, each: int) -> Design:
         """The pool in a public cloud: so many cores for each task."""

@@ -60,6 +60,11 @@ class Timing:
         return cls(counters.cycles, moved, sum(counters.steps))
 
 
+def _light(package: ModelPackage) -> ModelPackage:
+    """The package without its weights: only time is asked for."""
+    return replace(package, weights=np.zeros(0, np.uint8))
+
+
 @dataclass
 class Lab:
     """Networks and packages, made when first asked for. ``folder`` holds ONNX files while the lab is in use."""
@@ -102,8 +107,12 @@ class Lab:
         key = (name, config.name, options, fold_stem)
         if key not in self._packages:
             made = compile_graph(self.graph(name, fold_stem), config, options=options).package
-            self._packages[key] = replace(made, weights=np.zeros(0, np.uint8))
+            self._packages[key] = _light(made)
         return self._packages[key]
+
+    def adopt(self, name: str, package: ModelPackage) -> None:
+        """Take over a package of the pool that was compiled elsewhere, so that it need not be made again."""
+        self._packages.setdefault((name, self.config.name, None, True), _light(package))
 
     def simulator(self, config: HardwareConfig | None = None) -> Simulator:
         """An idle simulator without data; the same one for every call with the same machine."""
