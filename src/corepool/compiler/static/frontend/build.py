@@ -254,7 +254,7 @@ class Builder:
             kind = value.dtype
         else:
             try:
-                plain = ctx.plain(value, name)
+                plain = ctx.plain_output(value, name)
             except Unsupported:
                 raise Unsupported("it must pass QuantizeLinear and DequantizeLinear first: it has no scale") from None
             tensor, form = self._own(plain, name), plain.form

@@ -156,7 +156,28 @@ class Context:
         scale, zero = self.affine(value.tensor)
         table = numerics.quantise(value.table, scale, zero)
         if np.abs(numerics.dequantise(table, scale, zero) - value.table).max() > _HALVES * scale:
-            raise Unsupported(f"input '{what}' must pass QuantizeLinear and DequantizeLinear first: it has no scale")
+            scale, zero = own_scale(float(value.table.min()), float(value.table.max()))
+        return self.view(self.quantise(value, scale, zero, what, value.nodes), value.form)
+
+    def plain_output(self, value: Value, what: str) -> Pointwise:
+        """As ``plain``; sums, products and factors too get a scale if their range follows from their inputs' codes."""
+        if isinstance(value, Pairwise):
+            ranges = [(float(part.table.min()), float(part.table.max())) for part in (value.a, value.b)]
+            (low_a, high_a), (low_b, high_b) = ranges
+            if value.kind == "add":
+                ends = [(a + value.sign * b) for a in (low_a, high_a) for b in (low_b, high_b)]
+            else:
+                ends = [a * b for a in (low_a, high_a) for b in (low_b, high_b)]
+        elif isinstance(value, Linear) and value.weight.shape[1:] == (1, 1, 1) and not any(value.padding):
+            ends = []
+            for code in (-128, 127):
+                real = (code - value.zero) * (value.weight.reshape(-1) * value.unit) + value.bias
+                ends += [float(real.min()), float(real.max())]
+        elif isinstance(value, Average):
+            ends = [value.affine[0] * (code - value.affine[1]) for code in (-128, 127)]
+        else:
+            return self.plain(value, what)
+        scale, zero = own_scale(*(min(max(end, value.low), value.high) for end in (min(ends), max(ends))))
         return self.view(self.quantise(value, scale, zero, what, value.nodes), value.form)
 
     def roots(self, value: Pointwise) -> dict[str, npt.NDArray[np.float32]]:
@@ -346,6 +367,13 @@ class Context:
             Conv(name=f"{target}:gather", output=target, origin=nodes, input=source, weight=weight, requant=requant,
                  pad_value=zero, copy=True)
         )  # fmt: skip
+
+
+def own_scale(low: float, high: float) -> tuple[float, int]:
+    """Scale and zero point (int8) that cover low .. high, and zero."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = float(np.float32(max((high - low) / 255, 1e-30)))
+    return scale, int(np.clip(round(-128 - low / scale), -128, 127))
 
 
 @contextmanager

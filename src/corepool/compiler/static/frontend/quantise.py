@@ -13,9 +13,12 @@ from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import onnx
+from onnx import helper, numpy_helper
 
 from corepool.compiler.static.frontend.calibration import FloatArray
+from corepool.compiler.static.frontend.context import own_scale
 from corepool.errors import ModelError
 
 
@@ -69,7 +72,42 @@ def quantise_model(
                     "QDQKeepRemovableActivations": False,
                 },
             )
-            return onnx.load(target)
+            quantised = onnx.load(target)
         except Exception as error:  # whatever the quantiser meets, it is the model that it cannot handle
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise ModelError(f"onnxruntime cannot quantise the model: {lines[0]}") from None
+    _quantise_inputs(quantised, samples)
+    return quantised
+
+
+def _quantise_inputs(model: onnx.ModelProto, samples: Sequence[Mapping[str, FloatArray]]) -> None:
+    """Gives Q and DQ to graph inputs that onnxruntime left as they were: those read by Relu, Clip or MaxPool, say."""
+    graph = model.graph
+    for value in graph.input:
+        if value.name not in samples[0]:
+            continue
+        readers = [node for node in graph.node if value.name in node.input]
+        bare = [node for node in readers if node.op_type != "QuantizeLinear"]
+        if not bare:
+            continue
+        given = next((node for node in readers if node.op_type == "QuantizeLinear"), None)
+        names = [f"{value.name}/{part}" for part in ("scale", "zero_point", "codes", "quantised")]
+        if given is None:
+            low = min(0.0, *(float(sample[value.name].min()) for sample in samples))
+            high = max(0.0, *(float(sample[value.name].max()) for sample in samples))
+            scale, zero = own_scale(low, high)
+            graph.initializer.append(numpy_helper.from_array(np.asarray(scale, dtype=np.float32), names[0]))
+            graph.initializer.append(numpy_helper.from_array(np.asarray(zero, dtype=np.int8), names[1]))
+        else:
+            names[:2] = given.input[1:3]  # one input has one scale
+        for node in bare:
+            for i, name in enumerate(node.input):
+                if name == value.name:
+                    node.input[i] = names[3]
+        pair = [
+            helper.make_node("QuantizeLinear", [value.name, *names[:2]], [names[2]], name=f"{value.name}/quantise"),
+            helper.make_node("DequantizeLinear", [names[2], *names[:2]], [names[3]], name=f"{value.name}/dequantise"),
+        ]
+        nodes = [*pair, *graph.node]
+        del graph.node[:]
+        graph.node.extend(nodes)
