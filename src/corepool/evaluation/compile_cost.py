@@ -111,6 +111,7 @@ def _claims(data: dict[str, Any]) -> list[Claim]:
     p99 = max(d["p99_ms"] for each in data.values() for d in each["dynamic"].values())
     slowest, name = max((each["static"]["seconds"], name) for name, each in data.items())
     load = max(d["load_ms"] for each in data.values() for d in each["dynamic"].values())
+    cpu50 = max(d["cpu_p50_ms"] for each in data.values() for d in each["dynamic"].values())
     cpu99 = max(d["cpu_p99_ms"] for each in data.values() for d in each["dynamic"].values())
     shared = f"Of processor time the 99th percentile is {cpu99:.2f} ms; the rest is waiting for a shared processor."
     return [
@@ -118,9 +119,9 @@ def _claims(data: dict[str, Any]) -> list[Claim]:
             "Dynamic compilation, worst network and number of cores",
             PAPER,
             f"about {PAPER_DYNAMIC_MS:g} ms",
-            f"p50 {p50:.2f} ms ({TITLES[worst_name]})",
+            f"p50 {p50:.2f} ms ({TITLES[worst_name]}), {cpu50:.2f} ms of processor time",
             "beaten" if p50 < PAPER_DYNAMIC_MS else "missed",
-            "They do not name their host; ours is this machine.",
+            "They do not name their host; ours is this machine, with whatever else ran on it.",
         ),
         Claim(
             "Dynamic compilation, 99th percentile",

@@ -26,6 +26,7 @@ class LinkTimes:
 
     p50_ms: float
     p99_ms: float
+    cpu_p50_ms: float
     cpu_p99_ms: float
     max_ms: float
     instructions: int
@@ -60,8 +61,8 @@ def link_times(package: ModelPackage, cores: int, config: HardwareConfig, repeat
         worked.append((time.thread_time_ns() - cpu) / 1e6)
         times.append((time.perf_counter_ns() - begin) / 1e6)
     p50, p99 = (float(np.quantile(times, share, method="inverted_cdf")) for share in (0.5, 0.99))
-    cpu_p99 = float(np.quantile(worked, 0.99, method="inverted_cdf"))
-    return LinkTimes(p50, p99, cpu_p99, max(times), linked.instruction_count, linked.stream_bytes)
+    cpu_p50, cpu_p99 = (float(np.quantile(worked, share, method="inverted_cdf")) for share in (0.5, 0.99))
+    return LinkTimes(p50, p99, cpu_p50, cpu_p99, max(times), linked.instruction_count, linked.stream_bytes)
 
 
 _static: dict[tuple[int, str], StaticCost] = {}

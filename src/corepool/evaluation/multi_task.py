@@ -29,7 +29,7 @@ ROUNDS = 10  # inferences of the slowest task in a measurement
 
 def run(lab: Lab, tell: Tell) -> Outcome:
     """Saturated throughput by number of tasks; then arrivals at rising load."""
-    relink_ms = max(link_times(lab.package(name), 16, lab.config, 50).p50_ms for name in lab.networks)
+    relink_ms = max(link_times(lab.package(name), 16, lab.config, 50).cpu_p50_ms for name in lab.networks)
     designs = Designs(lab, large_cores(), lambda what, share: tell(what, 0.3 * share), int(relink_ms * 1e6))
     mixes: Mixes = {name: (name,) for name in lab.networks} | {"mixed": lab.networks}
     rates = _saturated(lab, designs, mixes, lambda what, share: tell(what, 0.3 + 0.2 * share))
@@ -50,8 +50,8 @@ def run(lab: Lab, tell: Tell) -> Outcome:
         [*_claims(lab, designs, summary), *arriving.claims],
         [
             "All designs are run by the same hypervisor in virtual time, with latencies measured on the simulator for "
-            "the cores that a lease holds. Baselines pay nothing for switching; the pool pays for linking, loading and "
-            "clearing.",
+            "the cores that a lease holds. Baselines pay nothing for switching; the pool pays for linking (processor "
+            "time, median), loading and clearing.",
             "Throughput is that of useful multiply-accumulates over the peak of the card, so that mixes can be "
             "compared; every task always has work. The large cores have the memories and the DDR bandwidth of the "
             "whole card, the same compiler and the same features.",
@@ -219,13 +219,15 @@ def _claims(lab: Lab, designs: Designs, summary: Mapping[str, Mapping[str, float
         "With one core for each of U tasks the ratio is 16/U at best, whatever the network: 1.88 (ratio of means) or "
         "3.38 (mean of ratios) over U = 1..16. It tells the number of users; for scaling loss see single-task."
     )
+    lowest = min(lab.networks, key=lambda name: summary[name]["over multi, mean of ratios"])
+    reason += f" The least is {TITLES[lowest]}, which scales worst."
     if lab.quick:
         reason += " This quick run has fewer numbers of tasks, so its means are others."
     claims.append(
         Claim(
             "Throughput over static small cores, ratio of means over the numbers of tasks",
-            f"{PAPER}; goal of this project: >= {anchors.GOAL_RATIO_OF_MEANS:g}x",
-            f"{low:.2f}-{high:.2f}x",
+            f"{PAPER}; goal of this project",
+            f"{low:.2f}-{high:.2f}x; goal >= {anchors.GOAL_RATIO_OF_MEANS:g}x",
             f"{min(means):.2f}-{max(means):.2f}x",
             "reached" if min(means) >= anchors.GOAL_RATIO_OF_MEANS else "missed",
             reason,
@@ -234,8 +236,8 @@ def _claims(lab: Lab, designs: Designs, summary: Mapping[str, Mapping[str, float
     claims.append(
         Claim(
             "Throughput over static small cores, mean of ratios",
-            f"{PAPER}; goal of this project: >= {anchors.GOAL_MEAN_OF_RATIOS:g}x",
-            f"{low:.2f}-{high:.2f}x",
+            f"{PAPER}; goal of this project",
+            f"{low:.2f}-{high:.2f}x; goal >= {anchors.GOAL_MEAN_OF_RATIOS:g}x",
             f"{min(ratios):.2f}-{max(ratios):.2f}x",
             "reached" if min(ratios) >= anchors.GOAL_MEAN_OF_RATIOS else "missed",
             reason,

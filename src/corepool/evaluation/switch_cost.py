@@ -43,7 +43,7 @@ def run(lab: Lab, tell: Tell) -> Outcome:
     for place, name in enumerate(lab.networks):
         package = lab.package(name)
         config = lab.config
-        relink_ms = link_times(package, config.cores // 2, config, 50).p50_ms
+        relink_ms = link_times(package, config.cores // 2, config, 50).cpu_p50_ms
         model = model_of(name, package, config)
         chosen = [packed(n, config.cores_per_bank) for n in range(1, config.cores + 1)]
         model = measured_model(model, measure_shapes(lab.simulator(), package, chosen), config.cores_per_bank)
@@ -170,7 +170,14 @@ def _parts(data: dict[str, Any]) -> Table:
         )
         for name, row in data.items()
     ]
-    columns = ("network", "clear", "link (p50)", "load streams", "weights to two banks", "one inference, 16 cores")
+    columns = (
+        "network",
+        "clear",
+        "link (processor time, p50)",
+        "load streams",
+        "weights to two banks",
+        "one inference, 16 cores",
+    )
     note = "Clearing and loading are arithmetic on the configuration and an assumed PCIe rate; linking was measured."
     return Table("The parts of a switch to half of the cores, microseconds", columns, rows, note)
 
