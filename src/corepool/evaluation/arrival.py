@@ -72,7 +72,8 @@ def study(lab: Lab, designs: Designs, tell: Tell) -> Outcome:
     note = (
         f"Arrivals: {TENANTS} tenants, two with each network, {jobs} jobs, the same for every design. Load 1 is what "
         f"all {lab.config.cores} cores of the pool can do. A deadline is {DEADLINE} times the latency on a tenant's "
-        "even share of the pool; jobs that private-deadline refuses count as missed. Slow-down is latency over that on "
+        "even share of the pool; jobs that private-deadline refuses count as missed, and its latencies are of the "
+        "others. Slow-down is latency over that on "
         "the idle pool. Beyond load 1 queues grow as long as jobs come, so latencies depend on the number of jobs."
     )
     return Outcome(data, _tables(points), [_plot(points)], _claims(points), [note])
@@ -144,7 +145,8 @@ def _plot(points: dict[str, dict[str, dict[float, Point]]]) -> Plot:
         left.set(yscale="log", ylabel=f"{burst}: p99 latency, ms", xlabel="load")
         middle.set(ylabel="deadlines met, %", xlabel="load", ylim=(0, 103))
         right.set(ylabel="fairness (Jain)", xlabel="load", ylim=(0, 1.03))
-    axes[0].legend(fontsize=7)
+    handles, labels = axes[0].get_legend_handles_labels()
+    made.legend(handles, labels, loc="outside upper center", ncols=len(labels) // 2, fontsize=8)
     caption = "Eight tenants with four networks at rising load: latency, deadlines met and fairness of every design."
     return Plot("multi-task-arrivals.png", caption, plots.png(made))
 
