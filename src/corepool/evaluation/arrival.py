@@ -43,7 +43,7 @@ class Point:
 def study(lab: Lab, designs: Designs, tell: Tell) -> Outcome:
     """Every design at every load, with the same arrivals."""
     loads = (0.3, 0.7, 1.0) if lab.quick else tuple(round(0.1 * step, 1) for step in range(1, 13))
-    jobs = 600 if lab.quick else 4000
+    jobs = 400 if lab.quick else 4000
     compared = [
         designs.pool("private-even"),
         designs.pool("private-throughput"),
