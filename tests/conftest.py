@@ -4,6 +4,7 @@ It must not know any part of the package, so that a broken part fails its own te
 """
 
 import os
+import signal
 import zlib
 
 import numpy as np
@@ -11,6 +12,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # pictures are drawn without a screen
+
+# Shells start background jobs with SIGINT ignored, which children inherit: tests of interruption need the default.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run; compiled kernels make first calls slow, so a deadline per example would be noise.
 settings.register_profile(
