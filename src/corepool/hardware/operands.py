@@ -11,11 +11,11 @@ from amaranth.lib.wiring import In, Out
 
 from corepool.config import HardwareConfig
 from corepool.hardware.arithmetic import plain_product
-from corepool.hardware.decode import get
+from corepool.hardware.decode import get, shape_sizes
 from corepool.hardware.interfaces import INSTRUCTION_BITS
 from corepool.hardware.memories import Memories, bits_for
 from corepool.hardware.sequence import POSITION, plan_layout, step_layout
-from corepool.isa.table import Opcode
+from corepool.isa.table import Opcode, Shape
 
 
 def delayed(m: Module, value: Value, cycles: int, name: str) -> Value:
@@ -195,7 +195,7 @@ class _PoolMask:
             start = Signal(POSITION, name=f"window_start_{p}")  # of the window, seen from the pixel's first tap
             m.d.comb += start.eq((step.sub << bits_for(width)) - plan.pixel_cols[p])
             phase = Signal(5, name=f"phase_{p}")
-            self._follow(m, config, p, phase, dilation, plan, step)
+            self._follow(m, config, p, phase, dilation, op, step)
             mask = Signal(width, name=f"pool_mask_{p}")
             shifted = multiples >> phase
             for slot in range(width):
@@ -205,13 +205,19 @@ class _PoolMask:
 
     @staticmethod
     def _follow(
-        m: Module, config: HardwareConfig, p: int, phase: Signal, dilation: Value, plan: data.View, step: data.View
+        m: Module, config: HardwareConfig, p: int, phase: Signal, dilation: Value, op: Value, step: data.View
     ) -> None:
-        """``phase`` is the window's start, modulo the dilation, kept up from window to window."""
+        """``phase`` is the window's start, modulo the dilation, kept up from window to window.
+
+        That of the first window must be there with the first step. So it is made from the instruction beside the plan,
+        in two cycles; made from the plan, it would still be that of another instruction's columns.
+        """
         begin, move = Signal(5, name=f"phase_begin_{p}"), Signal(5, name=f"phase_move_{p}")
         behind = Signal(range(16 * config.pixels), name=f"behind_{p}")
         rest = Signal(5, name=f"phase_rest_{p}")
-        m.d.comb += [behind.eq(plan.pixel_cols[p]), rest.eq(behind % dilation)]
+        column = p % shape_sizes(config)[Shape.ROW][1]  # a POOL's pixels lie in a row
+        m.d.comb += rest.eq(behind % dilation)
+        m.d.sync += behind.eq(plain_product(get(op, Opcode.CONV, "stride_x"), Const(column)))
         m.d.sync += [begin.eq(Mux(rest == 0, 0, dilation - rest)), move.eq(config.feature_banks % dilation)]
         kept, total = Signal(5, name=f"phase_kept_{p}"), Signal(6, name=f"phase_total_{p}")
         m.d.comb += [phase.eq(Mux(step.sub == 0, begin, kept)), total.eq(phase + move)]
