@@ -78,3 +78,55 @@ class DeadlineError(JobError):
 
 class ToolError(CorepoolError):
     """An external tool that a command needs is missing, or it failed; the text names it and its last words."""
+
+
+class RequestError(CorepoolError):
+    """A request to the server is malformed: unknown field, bad name, wrong type, contradiction."""
+
+
+class AuthenticationError(CorepoolError):
+    """A request carries no key, or one that is unknown or revoked."""
+
+
+class PermissionDeniedError(CorepoolError):
+    """The key is sound, but its role may not do this."""
+
+
+class NotFoundError(CorepoolError):
+    """A named thing is not there, or is another tenant's: both look alike."""
+
+
+class ConflictError(CorepoolError):
+    """A request contradicts what there is: the name is taken, or a package was made for other hardware."""
+
+
+class TooLargeError(CorepoolError):
+    """A request is larger than the limit that the text names."""
+
+
+class TooManyRequestsError(CorepoolError):
+    """A rate or queue limit is reached; ``retry_after_s`` says when it is worth to try again."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class UnavailableError(CorepoolError):
+    """The server or a model cannot answer now: it starts, drains, or the model is not loaded."""
+
+
+class UnsupportedError(CorepoolError):
+    """The request is sound, but asks for something that is not built."""
+
+
+class DeadlineExceededError(CorepoolError):
+    """The time that a request allowed has passed."""
+
+
+class StorageFullError(CorepoolError):
+    """There is no room left for durable state; reading, inference and releasing still work."""
+
+
+class StoreError(CorepoolError):
+    """Durable state is damaged, locked by another process, or of another version."""
