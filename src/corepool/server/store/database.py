@@ -1,0 +1,135 @@
+"""Opens the one connection that a store works with, SQLite or PostgreSQL, set up so that commits are durable.
+
+It must not know the tables or what is stored in them.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Engine, create_engine, event, make_url
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.pool import NullPool
+
+from corepool.errors import ConfigError, StoreError
+
+FILE_NAME = "corepool.db"
+BUSY_MS = 5000
+ADVISORY_LOCK = 0x636F7265706F6F6C  # "corepool"
+
+# FULL: each commit waits for the disk. With NORMAL a power cut takes back what was acknowledged.
+PRAGMAS = (
+    "journal_mode = WAL",
+    "synchronous = FULL",
+    "foreign_keys = ON",
+    f"busy_timeout = {BUSY_MS}",
+    "cell_size_check = ON",
+    "trusted_schema = OFF",
+    "journal_size_limit = 4194304",
+)
+
+
+def parse_url(url: str | None, state_dir: Path) -> URL:
+    """The database's address; None is a SQLite file in the state folder. Raises ConfigError for others."""
+    if not url:
+        return URL.create("sqlite", database=str(state_dir / FILE_NAME))
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise ConfigError("database_url is no URL: use sqlite:///file.db or postgresql://user@host/name") from None
+    backend = parsed.get_backend_name()
+    if backend == "sqlite":
+        if parsed.database in (None, "", ":memory:"):
+            return parsed.set(drivername="sqlite", database=str(state_dir / FILE_NAME))
+        return parsed.set(drivername="sqlite", database=str(Path(str(parsed.database)).absolute()))
+    if backend in ("postgresql", "postgres"):
+        return parsed.set(drivername="postgresql+psycopg")
+    raise ConfigError(f"database_url: {backend} is not supported; use SQLite or PostgreSQL")
+
+
+class Database:
+    """One connection, its file if it has one, and how it begins transactions.
+
+    Raises what the libraries raise; callers translate. ``where`` names it in messages, without a password.
+    """
+
+    def __init__(self, url: URL) -> None:
+        self.url = url
+        self.sqlite = url.get_backend_name() == "sqlite"
+        self.file = Path(str(url.database)) if self.sqlite else None
+        self.where = str(self.file) if self.file else url.render_as_string(hide_password=True)
+        self._engine = self._sqlite_engine() if self.sqlite else self._postgres_engine()
+        self._identity: tuple[int, int] | None = None
+        self.connection: Connection = self.connect()
+
+    def _sqlite_engine(self) -> Engine:
+        engine = create_engine(
+            self.url,
+            poolclass=NullPool,
+            connect_args={"check_same_thread": False, "isolation_level": None, "timeout": BUSY_MS / 1000},
+        )
+
+        @event.listens_for(engine, "connect")
+        def prepare(handle: sqlite3.Connection, _record: Any) -> None:
+            for pragma in PRAGMAS:
+                handle.execute(f"PRAGMA {pragma}")
+
+        @event.listens_for(engine, "begin")
+        def begin(connection: Connection) -> None:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+        return engine
+
+    def _postgres_engine(self) -> Engine:
+        engine = create_engine(
+            self.url, poolclass=NullPool, connect_args={"connect_timeout": 10, "application_name": "corepool"}
+        )
+
+        @event.listens_for(engine, "connect")
+        def prepare(handle: Any, _record: Any) -> None:
+            with handle.cursor() as cursor:
+                cursor.execute("SET synchronous_commit = on")
+                cursor.execute("SELECT pg_try_advisory_lock(%s)", (ADVISORY_LOCK,))
+                taken = cursor.fetchone()[0]
+            handle.commit()
+            if not taken:
+                raise StoreError(
+                    f"the database {self.where} is in use by another server: stop it, or name another database"
+                )
+
+        return engine
+
+    def connect(self) -> Connection:
+        """Open the connection (anew). With PostgreSQL it takes the lock of the one server, or StoreError is raised."""
+        if self.file is not None:
+            if not self.file.exists():
+                os.close(os.open(self.file, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+            status = self.file.stat()
+            self._identity = (status.st_dev, status.st_ino)
+        self.connection = self._engine.connect()
+        return self.connection
+
+    @property
+    def handle(self) -> Any:
+        """The driver's own connection."""
+        return self.connection.connection.driver_connection
+
+    def require_present(self) -> None:
+        """Raise StoreError if the SQLite file was removed or replaced since it was opened."""
+        if self.file is None:
+            return
+        try:
+            status = self.file.stat()
+            same = (status.st_dev, status.st_ino) == self._identity
+        except OSError:
+            same = False
+        if not same:
+            raise StoreError(f"the store {self.where} was removed or replaced while in use: restart the server")
+
+    def close(self) -> None:
+        self.connection.close()
+        self._engine.dispose()

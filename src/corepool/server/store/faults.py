@@ -1,0 +1,94 @@
+"""Turns what databases and file systems raise into the project's own errors.
+
+It must not know tables or transactions.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from corepool.errors import ConflictError, StorageFullError, StoreError
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+PROBE_BYTES = 65536
+RESTORE = "restore a backup (see docs/operations.md)"
+
+
+def full(where: str) -> StorageFullError:
+    return StorageFullError(f"no room left for the store in {where}: free some space; releasing still works")
+
+
+def has_room(folder: Path, size: int = PROBE_BYTES) -> bool:
+    """Whether ``size`` more bytes can be written into the folder."""
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            left = size
+            while left > 0:
+                left -= file.write(b"\xa5" * min(left, PROBE_BYTES))
+    except OSError as error:
+        return error.errno not in NO_ROOM
+    return True
+
+
+def of_sqlite(error: sqlite3.Error, where: str, folder: Path) -> StoreError | StorageFullError | ConflictError:
+    """The project's error for one of SQLite's."""
+    code = getattr(error, "sqlite_errorcode", None)
+    primary = None if code is None else code & 0xFF
+    if primary == sqlite3.SQLITE_FULL:
+        return full(where)
+    if primary == sqlite3.SQLITE_IOERR:
+        if not has_room(folder):
+            return full(where)
+        return StoreError(f"the store {where} cannot be read or written ({error}): look at the disk")
+    if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return StoreError(f"the store {where} is damaged ({error}): {RESTORE}")
+    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return StoreError(f"the store {where} is held by another process: stop it, or use another state folder")
+    if primary in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
+        return StoreError(f"the store {where} cannot be opened for writing ({error}): check the folder's permissions")
+    if primary == sqlite3.SQLITE_CONSTRAINT:
+        return ConflictError(f"a row contradicts what is stored ({error})")
+    return StoreError(f"the store {where} does not answer as it should ({error}): {RESTORE}")
+
+
+def of_postgres(error: DBAPIError, where: str) -> StoreError | StorageFullError | ConflictError:
+    """The project's error for one of PostgreSQL's."""
+    state = str(getattr(error.orig, "sqlstate", "") or "")
+    first = str(error.orig).strip().splitlines()[:1]
+    said = first[0] if first else type(error.orig).__name__
+    if state in ("53100", "53200"):
+        return full(where)
+    if state.startswith("23") or state == "P0001":
+        return ConflictError(f"a row contradicts what is stored ({said})")
+    return StoreError(f"the database {where} does not answer as it should ({said})")
+
+
+@contextmanager
+def translated(where: str, folder: Path) -> Iterator[None]:
+    """Raise StoreError, StorageFullError or ConflictError in place of what the libraries raise; ``where`` names the
+    store, ``folder`` is where its files lie."""
+    try:
+        yield
+    except DBAPIError as error:
+        if isinstance(error.orig, sqlite3.Error):
+            raise of_sqlite(error.orig, where, folder) from error
+        raise of_postgres(error, where) from error
+    except sqlite3.Error as error:
+        raise of_sqlite(error, where, folder) from error
+    except SQLAlchemyError as error:
+        raise StoreError(f"the store {where} does not answer as it should ({error}): {RESTORE}") from error
+    except (UnicodeDecodeError, OverflowError, MemoryError) as error:
+        raise StoreError(f"the store {where} is damaged ({type(error).__name__}): {RESTORE}") from error
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise full(where) from error
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise StoreError(f"the store {where} cannot be used: {reason}") from error
