@@ -192,3 +192,15 @@ class Models(Protocol):
     def unload(self, who: Identity, name: str, version: str | None = None) -> None:
         """Forget a model (all versions if None) and give its memory back; inferences that run or wait end first."""
         ...
+
+
+class Access(Protocol):
+    """What the transports ask before anything else."""
+
+    async def identify(self, authorization: str | None, source: str) -> Identity:
+        """Who sends the header ``Authorization`` (``Bearer <key>``) from the address ``source``.
+
+        Raises AuthenticationError alike for missing, unknown and revoked keys, TooManyRequestsError for guessing and
+        for a tenant's rate.
+        """
+        ...

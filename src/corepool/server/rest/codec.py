@@ -1,0 +1,206 @@
+"""Inference requests and answers as HTTP bodies: JSON, and JSON followed by binary tensors.
+
+It must not know routes or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic_core import from_json as parse_json
+from pydantic_core import to_json as write_json
+
+from corepool.errors import RequestError, UnsupportedError
+from corepool.server.api import Inferred, InferRequest
+from corepool.server.tensors import Array, check_shape, datatype_of, from_binary, from_json, shown, to_binary, to_json
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+MAX_TENSORS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request, and how it wants to be answered: its id, and which outputs in binary."""
+
+    request: InferRequest
+    id: str | None
+    binary: Mapping[str, bool] = field(default_factory=dict)
+    binary_default: bool = False
+
+
+def load_json(data: bytes | memoryview) -> Any:
+    """Parse JSON that nobody vouches for. Raises RequestError."""
+    try:
+        return parse_json(bytes(data))
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the body is not sound JSON: {error}") from None
+
+
+def read_request(model: str, version: str | None, body: bytes, header_length: str | None) -> Asked:
+    """An inference request from its body; the header says where binary data begins. Raises RequestError."""
+    view = memoryview(body)
+    split = len(view)
+    if header_length is not None:
+        if not (header_length.isascii() and header_length.isdigit()) or int(header_length[:20]) > len(view):
+            raise RequestError(f"{HEADER_LENGTH} {shown(header_length)} is no length within the body")
+        split = int(header_length)
+    head = _an_object(load_json(view[:split]), "the request")
+    parameters = _parameters(head, "the request")
+    inputs = _read_inputs(head, view[split:], header_length is not None)
+    names, binary = _read_outputs(head)
+    ident = head.get("id")
+    if ident is not None and not isinstance(ident, str):
+        raise RequestError(f"id must be a text, not {shown(ident)}")
+    request = make_request(model, version, inputs, names, parameters)
+    return Asked(request, ident, binary, _flag(parameters, "binary_data_output", "the request"))
+
+
+def make_request(
+    model: str,
+    version: str | None,
+    inputs: Mapping[str, Array],
+    outputs: tuple[str, ...] | None,
+    parameters: Mapping[str, Any],
+) -> InferRequest:
+    """The request that its parameters describe; parameters of no meaning here are ignored, as everywhere."""
+    for name in ("sequence_id", "sequence_start", "sequence_end"):
+        if parameters.get(name):
+            raise UnsupportedError(f"{name}: models here keep no state between requests, so there are no sequences")
+    lease = parameters.get("lease")
+    if lease is not None and not isinstance(lease, str):
+        raise RequestError(f"lease must be a text, not {shown(lease)}")
+    timeout = _whole(parameters, "timeout", None)
+    return InferRequest(
+        model=model,
+        inputs=inputs,
+        version=version,
+        outputs=outputs,
+        lease=lease,
+        priority=_whole(parameters, "priority", 0) or 0,
+        timeout_us=timeout or None,  # 0 stands for no limit
+    )
+
+
+def _whole(parameters: Mapping[str, Any], name: str, default: int | None) -> int | None:
+    value = parameters.get(name, default)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
+        raise RequestError(f"{name} must be a whole number from 0, not {shown(value)}")
+    return value
+
+
+def _an_object(value: object, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RequestError(f"{what} must be a JSON object")
+    return value
+
+
+def _parameters(owner: Mapping[str, Any], what: str) -> dict[str, Any]:
+    return _an_object(owner.get("parameters") or {}, f"parameters of {what}")
+
+
+def _list(head: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    """Tensors of a request: objects with a name each, no name twice."""
+    values = head.get(key)
+    if not isinstance(values, list) or len(values) > MAX_TENSORS:
+        raise RequestError(f"{key} must be a list of at most {MAX_TENSORS} tensors")
+    seen: set[str] = set()
+    for value in values:
+        name = _an_object(value, f"each of {key}").get("name")
+        if not isinstance(name, str):
+            raise RequestError(f"each of {key} needs a name")
+        if name in seen:
+            raise RequestError(f"{key}: {shown(name)} is there twice")
+        seen.add(name)
+    return values
+
+
+def _read_inputs(head: Mapping[str, Any], rest: memoryview, has_binary: bool) -> dict[str, Array]:
+    made: dict[str, Array] = {}
+    place = 0
+    for tensor in _list(head, "inputs"):
+        name = tensor["name"]
+        parameters = _parameters(tensor, shown(name))
+        _refuse_shared_memory(parameters, name)
+        shape = check_shape(name, tensor.get("datatype"), tensor.get("shape"))
+        size = _whole(parameters, "binary_data_size", None)
+        if size is None:
+            if "data" not in tensor:
+                raise RequestError(f"input {shown(name)} has neither data nor binary_data_size")
+            made[name] = from_json(name, tensor["datatype"], shape, tensor["data"])
+            continue
+        if "data" in tensor or not has_binary:
+            raise RequestError(
+                f"input {shown(name)}: binary_data_size goes with the header {HEADER_LENGTH} and without data"
+            )
+        if size > len(rest) - place:
+            raise RequestError(f"input {shown(name)}: {size} bytes announced, {len(rest) - place} are left in the body")
+        made[name] = from_binary(name, tensor["datatype"], shape, rest[place : place + size])
+        place += size
+    if place != len(rest):
+        raise RequestError(f"{len(rest) - place} bytes of the body belong to no input")
+    return made
+
+
+def _read_outputs(head: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, dict[str, bool]]:
+    if head.get("outputs") is None:
+        return None, {}
+    binary: dict[str, bool] = {}
+    names = []
+    for tensor in _list(head, "outputs"):
+        name = tensor["name"]
+        parameters = _parameters(tensor, shown(name))
+        _refuse_shared_memory(parameters, name)
+        if parameters.get("classification"):
+            raise UnsupportedError(f"output {shown(name)}: classification is not built; ask for the values")
+        names.append(name)
+        if "binary_data" in parameters:
+            binary[name] = _flag(parameters, "binary_data", shown(name))
+    return tuple(names) or None, binary
+
+
+def _flag(parameters: Mapping[str, Any], name: str, what: str) -> bool:
+    value = parameters.get(name, False)
+    if not isinstance(value, bool):
+        raise RequestError(f"{name} of {what} must be true or false, not {shown(value)}")
+    return value
+
+
+def _refuse_shared_memory(parameters: Mapping[str, Any], name: str) -> None:
+    if any(key.startswith("shared_memory") for key in parameters):
+        raise UnsupportedError(f"tensor {shown(name)}: shared memory is not supported; send the data")
+
+
+def run_parameters(result: Inferred) -> dict[str, Any]:
+    """What the device tells of a run, for answers."""
+    return {
+        "cycles": int(result.cycles),
+        "device_us": float(result.device_us),
+        "cores": int(result.cores),
+        "lease": result.lease,
+    }
+
+
+def write_response(asked: Asked, result: Inferred) -> tuple[bytes, int | None]:
+    """The body of an answer, and the length of its JSON part if binary data follow."""
+    names = asked.request.outputs or tuple(result.outputs)
+    outputs: list[dict[str, Any]] = []
+    blobs: list[bytes] = []
+    for name in names:
+        array = result.outputs[name]
+        output: dict[str, Any] = {"name": name, "datatype": datatype_of(array), "shape": list(array.shape)}
+        if asked.binary.get(name, asked.binary_default):
+            blobs.append(to_binary(array))
+            output["parameters"] = {"binary_data_size": len(blobs[-1])}
+        else:
+            output["data"] = to_json(name, array)
+        outputs.append(output)
+    head: dict[str, Any] = {"model_name": result.model, "model_version": result.version}
+    if asked.id is not None:
+        head["id"] = asked.id
+    head |= {"parameters": run_parameters(result), "outputs": outputs}
+    text = write_json(head)
+    return (b"".join([text, *blobs]), len(text)) if blobs else (text, None)

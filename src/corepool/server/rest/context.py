@@ -1,0 +1,79 @@
+"""What the routes have at hand: the server's parts, who asks, and what a route demands of him.
+
+It must not know single routes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from starlette.requests import Request
+
+from corepool.errors import PermissionDeniedError, RequestError
+from corepool.server.api import Access, Identity, Leases, Role
+from corepool.server.dataplane import DataPlane
+from corepool.server.tensors import shown
+
+TENANT_HEADER = "Corepool-Tenant"  # an operator's wish to act for a tenant
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that REST translates to."""
+
+    plane: DataPlane
+    access: Access
+    leases: Leases
+
+
+class Guard:
+    """Says who asks."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+
+    async def who(self, request: Request) -> Identity:
+        """The key's identity; an operator may name a tenant to act for. Raises AuthenticationError,
+        PermissionDeniedError and TooManyRequestsError."""
+        client = request.client
+        who = await self._access.identify(request.headers.get("authorization"), client.host if client else "")
+        tenant = request.headers.get(TENANT_HEADER)
+        return who if tenant is None else acting_for(who, tenant)
+
+    async def tenant(self, request: Request) -> Identity:
+        """As ``who``, but there must be a tenant."""
+        return require_tenant(await self.who(request))
+
+    async def admin(self, request: Request) -> Identity:
+        """As ``who``, but only for operators."""
+        who = await self.who(request)
+        if who.role is not Role.ADMIN:
+            raise PermissionDeniedError("this needs an operator's key")
+        return who
+
+
+def acting_for(who: Identity, tenant: str) -> Identity:
+    """An operator who acts for a tenant; tenants can name themselves only."""
+    if who.role is Role.ADMIN:
+        return replace(who, tenant=tenant)
+    if who.tenant != tenant:
+        raise PermissionDeniedError(f"the key is not one of tenant {shown(tenant)}")
+    return who
+
+
+def require_tenant(who: Identity) -> Identity:
+    """``who``, if a tenant is meant. Raises RequestError."""
+    if not who.tenant:
+        raise RequestError(f"an operator must name the tenant to act for, in the header {TENANT_HEADER}")
+    return who
+
+
+def role(kind: str) -> dict[str, Any]:
+    """OpenAPI's note of who may use a route: public, tenant (operators too) or admin."""
+    security: list[dict[str, list[str]]] = [] if kind == "public" else [{"key": []}]
+    return {"security": security, "x-role": kind}
+
+
+Route = Callable[..., Any]

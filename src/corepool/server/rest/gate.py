@@ -1,0 +1,192 @@
+"""What every HTTP request passes first and every answer last: limits of bodies, request ids, last-resort errors, log.
+
+It must not know routes. Answers that come before the whole body has arrived close the connection, after a short while
+in which the rest is thrown away: else many clients would see a reset instead of the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from corepool.errors import RequestError, TooLargeError
+from corepool.server.rest.errors import error_response
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+LINGER_S = 1.0  # how long the rest of a refused body is read and thrown away
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """Bytes of a body, of an uploaded file, and seconds in which a body must have arrived."""
+
+    body_bytes: int = 64 << 20
+    upload_bytes: int = 1 << 30
+    body_timeout_s: float = 60.0
+    upload_timeout_s: float = 3600.0
+
+
+class RequestLog(Protocol):
+    """Who writes down requests."""
+
+    def request(self, method: str, path: str, status: int, seconds: float, request_id: str, source: str) -> None: ...
+
+    def crashed(self, request_id: str, error: BaseException) -> None: ...
+
+
+class Gate:
+    """ASGI middleware around the whole application. ``is_upload`` says of a scope whether its body is a file."""
+
+    def __init__(
+        self, app: Application, limits: BodyLimits, log: RequestLog, is_upload: Callable[[Scope], bool]
+    ) -> None:
+        self._app = app
+        self._limits = limits
+        self._log = log
+        self._is_upload = is_upload
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        path = scope["path"]
+        if path.endswith("/") and path != "/":  # /v2 and /v2/ are one
+            scope["path"] = path[:-1]
+        upload = self._is_upload(scope)
+        limits = self._limits
+        passage = _Passage(
+            scope,
+            receive,
+            send,
+            limits.upload_bytes if upload else limits.body_bytes,
+            limits.upload_timeout_s if upload else limits.body_timeout_s,
+        )
+        begin = time.perf_counter()
+        try:
+            passage.check_length()
+            await self._app(scope, passage.receive, passage.send)
+        except (TooLargeError, RequestError) as error:
+            await passage.last_resort(error, scope)
+        except Exception as error:
+            self._log.crashed(passage.request_id, error)
+            await passage.last_resort(error, scope)
+        finally:
+            source = (scope.get("client") or ("", 0))[0]
+            spent = time.perf_counter() - begin
+            self._log.request(scope["method"], path, passage.status, spent, passage.request_id, source)
+
+
+class _Passage:
+    """One request on its way in and out."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int, timeout_s: float) -> None:
+        self._receive = receive
+        self._send = send
+        self._limit = limit
+        self._timeout_s = timeout_s
+        self._deadline: float | None = None
+        self._length: bytes | None = None
+        self._expects = False
+        self._read = 0
+        given = b""
+        for name, value in scope["headers"]:
+            if name == b"content-length":
+                self._length = value
+            elif name == b"x-request-id":
+                given = value
+            elif name == b"expect":
+                self._expects = True
+        chunked = self._length is None and any(name == b"transfer-encoding" for name, _ in scope["headers"])
+        self._whole = not chunked and self._length in (None, b"0")
+        self.status = 0
+        self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else os.urandom(8).hex()
+        scope["request_id"] = self.request_id
+
+    def check_length(self) -> None:
+        """Raise TooLargeError for a body that is announced to be too large."""
+        if self._length is not None and self._length.isdigit() and int(self._length[:20]) > self._limit:
+            raise TooLargeError(f"the body has {self._length[:20].decode()} bytes; the limit is {self._limit}")
+
+    async def receive(self) -> Message:
+        if self._whole:
+            return await self._receive()
+        loop = asyncio.get_running_loop()
+        if self._deadline is None:
+            self._deadline = loop.time() + self._timeout_s
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            raise RequestError(f"the body did not arrive within {self._timeout_s:g} seconds") from None
+        if message["type"] == "http.request":
+            self._expects = False
+            self._read += len(message.get("body", b""))
+            if self._read > self._limit:
+                raise TooLargeError(f"the body is larger than the limit of {self._limit} bytes")
+            self._whole = not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            extra = [(b"x-request-id", self.request_id.encode())]
+            if not self._whole:
+                extra.append((b"connection", b"close"))
+            message = {**message, "headers": [*message.get("headers", ()), *extra]}
+        elif not self._whole and not message.get("more_body", False):
+            await self._send({**message, "more_body": True})
+            await self._linger()
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await self._send(message)
+
+    async def _linger(self) -> None:
+        """Throw away what still comes of the body, for a while."""
+        if self._expects:
+            return  # the client waits for a word before it sends; reading would be that word
+        try:
+            async with asyncio.timeout(LINGER_S):
+                while True:
+                    message = await self._receive()
+                    if message["type"] != "http.request" or not message.get("more_body", False):
+                        return
+        except TimeoutError:
+            return
+
+    async def last_resort(self, error: BaseException, scope: Scope) -> None:
+        """Answer with an error if nothing was answered yet."""
+        if not self.status:
+            await error_response(error)(scope, self.receive, self.send)
+
+
+async def read_body(receive: Receive) -> bytes:
+    """The whole body. Raises what the gate's limits raise, and RequestError if the client left before its end."""
+    message = await receive()
+    if message["type"] != "http.request":
+        raise RequestError("the client left before the end of the body")
+    if not message.get("more_body", False):
+        return bytes(message.get("body", b""))
+    parts = [message.get("body", b"")]
+    while message.get("more_body", False):
+        message = await receive()
+        if message["type"] != "http.request":
+            raise RequestError("the client left before the end of the body")
+        parts.append(message.get("body", b""))
+    return b"".join(parts)
+
+
+async def until_gone(receive: Receive) -> None:
+    """Return when the client has left; called after its whole body was read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,268 @@
+"""Routes of the Open Inference Protocol and its extensions under /v2.
+
+It must not know what requests mean: each route asks the data plane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic_core import to_json as write_json
+from starlette.requests import Request
+from starlette.responses import Response
+
+from corepool.errors import NotFoundError, RequestError, UnavailableError
+from corepool.server.api import Identity, ModelInfo, TensorInfo
+from corepool.server.dataplane import DataPlane
+from corepool.server.rest import schemas
+from corepool.server.rest.codec import HEADER_LENGTH, load_json, read_request, write_response
+from corepool.server.rest.context import Guard, role
+from corepool.server.rest.errors import schema
+from corepool.server.rest.gate import read_body, until_gone
+from corepool.server.tensors import shown
+
+MODEL, VERSION = "/models/{model}", "/models/{model}/versions/{version}"
+
+
+def protocol_routes(plane: DataPlane, guard: Guard) -> APIRouter:
+    """All routes of the protocol."""
+    router = APIRouter(prefix="/v2", tags=["protocol"])
+    _server_routes(router, plane)
+    _model_routes(router, plane, guard)
+    _inference_routes(router, plane, guard)
+    _repository_routes(router, plane, guard)
+    return router
+
+
+def as_json(value: object, status: int = 200) -> Response:
+    """An answer in JSON."""
+    return Response(write_json(value), status, media_type="application/json")
+
+
+def _server_routes(router: APIRouter, plane: DataPlane) -> None:
+    @router.get("/health/live", openapi_extra=role("public"), responses=schema(503), summary="Server live")
+    async def live() -> schemas.Empty:
+        if not plane.server_live():
+            raise UnavailableError("the engine has stopped")
+        return schemas.Empty()
+
+    @router.get("/health/ready", openapi_extra=role("public"), responses=schema(503), summary="Server ready")
+    async def ready() -> schemas.Empty:
+        if not plane.server_ready():
+            raise UnavailableError("the server is not ready")
+        return schemas.Empty()
+
+    @router.get("", openapi_extra=role("public"), response_model=schemas.ServerMetadata, summary="Server metadata")
+    async def server() -> Response:
+        info = plane.server_metadata()
+        return as_json({"name": info.name, "version": info.version, "extensions": info.extensions})
+
+
+def _tensors(tensors: tuple[TensorInfo, ...]) -> list[dict[str, Any]]:
+    return [{"name": each.name, "datatype": each.datatype, "shape": each.shape} for each in tensors]
+
+
+def _metadata(info: ModelInfo) -> Response:
+    return as_json(
+        {
+            "name": info.name,
+            "versions": info.versions,
+            "platform": info.platform,
+            "inputs": _tensors(info.inputs),
+            "outputs": _tensors(info.outputs),
+        }
+    )
+
+
+def _model_config(info: ModelInfo) -> dict[str, Any]:
+    def tensors(chosen: tuple[TensorInfo, ...]) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": each.name,
+                "data_type": "TYPE_STRING" if each.datatype == "BYTES" else f"TYPE_{each.datatype}",
+                "dims": each.shape,
+            }
+            for each in chosen
+        ]
+
+    return {
+        "name": info.name,
+        "platform": info.platform,
+        "backend": "corepool",
+        "max_batch_size": 0,
+        "version_policy": {"specific": {"versions": [int(each) for each in info.versions if each.isdigit()]}},
+        "input": tensors(info.inputs),
+        "output": tensors(info.outputs),
+    }
+
+
+def _model_routes(router: APIRouter, plane: DataPlane, guard: Guard) -> None:
+    common: dict[str, Any] = {"openapi_extra": role("tenant")}
+    failures = schema(400, 401, 403, 404, 429, 503)
+
+    @router.get(
+        "/models/stats", **common, responses=failures, response_model=schemas.Statistics, summary="All statistics"
+    )
+    async def all_statistics(request: Request) -> Response:
+        return _statistics(plane, await guard.who(request), None, None)
+
+    for path, suffix in ((MODEL, ""), (VERSION, " of a version")):
+
+        @router.get(
+            path, **common, responses=failures, response_model=schemas.ModelMetadata, summary=f"Model metadata{suffix}"
+        )
+        async def metadata(request: Request) -> Response:
+            return _metadata(plane.model_metadata(await guard.who(request), *_named(request)))
+
+        @router.get(f"{path}/ready", **common, responses=failures, summary=f"Model ready{suffix}")
+        async def ready(request: Request) -> schemas.Empty:
+            name, version = _named(request)
+            if not plane.model_ready(await guard.who(request), name, version):
+                raise UnavailableError(f"model {shown(name)} is not ready")
+            return schemas.Empty()
+
+        @router.get(
+            f"{path}/config",
+            **common,
+            responses=failures,
+            response_model=schemas.ModelConfig,
+            summary=f"Model configuration{suffix}",
+        )
+        async def config(request: Request) -> Response:
+            return as_json(_model_config(plane.config(await guard.who(request), *_named(request))))
+
+        @router.get(
+            f"{path}/stats",
+            **common,
+            responses=failures,
+            response_model=schemas.Statistics,
+            summary=f"Model statistics{suffix}",
+        )
+        async def statistics(request: Request) -> Response:
+            return _statistics(plane, await guard.who(request), *_named(request))
+
+
+def _named(request: Request) -> tuple[str, str | None]:
+    """The model and version in the path."""
+    return request.path_params["model"], request.path_params.get("version")
+
+
+def _statistics(plane: DataPlane, who: Identity, name: str | None, version: str | None) -> Response:
+    rows = plane.statistics(who, name, version)
+    return as_json(
+        {
+            "model_stats": [
+                {
+                    "name": row.name,
+                    "version": row.version,
+                    "last_inference": row.last_inference_ms,
+                    "inference_count": row.inference_count,
+                    "execution_count": row.execution_count,
+                    "inference_stats": {
+                        stage: {"count": each.count, "ns": each.ns} for stage, each in row.stages.items()
+                    },
+                    "batch_stats": [],
+                }
+                for row in rows
+            ]
+        }
+    )
+
+
+def _inference_routes(router: APIRouter, plane: DataPlane, guard: Guard) -> None:
+    failures = schema(400, 401, 403, 404, 413, 429, 500, 501, 503)
+    extra = {**role("tenant"), **schemas.INFER_BODY}
+    for path, suffix in ((MODEL, ""), (VERSION, " by a version")):
+
+        @router.post(
+            f"{path}/infer",
+            openapi_extra=extra,
+            responses={**failures, **schemas.INFER_ANSWER},
+            response_class=Response,
+            summary=f"Inference{suffix}",
+        )
+        async def infer(request: Request) -> Response:
+            return await _infer(plane, await guard.tenant(request), request)
+
+
+async def _infer(plane: DataPlane, who: Identity, request: Request) -> Response:
+    name, version = _named(request)
+    body = await read_body(request.receive)
+    asked = read_request(name, version, body, request.headers.get(HEADER_LENGTH))
+    running = asyncio.ensure_future(plane.infer(who, asked.request))
+    leaving = asyncio.ensure_future(until_gone(request.receive))
+    try:
+        await asyncio.wait((running, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            raise RequestError("the client left")  # nobody reads this; the inference is cancelled below
+        result = running.result()
+    finally:
+        leaving.cancel()
+        running.cancel()
+    text, split = write_response(asked, result)
+    if split is None:
+        return Response(text, media_type="application/json")
+    return Response(text, headers={HEADER_LENGTH: str(split)}, media_type="application/octet-stream")
+
+
+async def _optional_object(request: Request) -> dict[str, Any]:
+    """The body's JSON object, {} for none. Raises RequestError."""
+    body = await read_body(request.receive)
+    value = load_json(body) if body.strip() else {}
+    if not isinstance(value, dict):
+        raise RequestError("the body must be a JSON object")
+    return value
+
+
+def _repository_routes(router: APIRouter, plane: DataPlane, guard: Guard) -> None:
+    failures = schema(400, 401, 403, 404, 409, 413, 429, 500, 501, 503, 507)
+
+    @router.post(
+        "/repository/index",
+        openapi_extra={**role("tenant"), **schemas.INDEX_BODY},
+        responses=failures,
+        response_model=list[schemas.ModelIndex],
+        summary="Models of the repository",
+    )
+    async def index(request: Request) -> Response:
+        who = await guard.who(request)
+        ready = (await _optional_object(request)).get("ready", False)
+        if not isinstance(ready, bool):
+            raise RequestError(f"ready must be true or false, not {shown(ready)}")
+        rows = plane.index(who, ready)
+        return as_json(
+            [{"name": row.name, "version": row.version, "state": row.state.value, "reason": row.reason} for row in rows]
+        )
+
+    @router.post(
+        "/repository/models/{model}/load",
+        openapi_extra={**role("tenant"), **schemas.LOAD_BODY},
+        responses=failures,
+        summary="Load a model",
+    )
+    async def load(request: Request) -> schemas.Empty:
+        who = await guard.tenant(request)
+        parameters = (await _optional_object(request)).get("parameters", {})
+        if not isinstance(parameters, dict):
+            raise RequestError("parameters must be a JSON object")
+        await plane.load(who, request.path_params["model"], parameters)
+        return schemas.Empty()
+
+    @router.post(
+        "/repository/models/{model}/unload",
+        openapi_extra={**role("tenant"), **schemas.LOAD_BODY},
+        responses=failures,
+        summary="Unload a model",
+    )
+    async def unload(request: Request) -> schemas.Empty:
+        who = await guard.tenant(request)
+        await _optional_object(request)
+        await plane.unload(who, request.path_params["model"])
+        return schemas.Empty()
+
+
+def not_found(path: str) -> NotFoundError:
+    """The error for a path that no route has."""
+    return NotFoundError(f"there is nothing at {shown(path)}")

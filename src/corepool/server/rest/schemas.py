@@ -1,0 +1,181 @@
+"""The shapes of JSON bodies, for the OpenAPI document; hot paths do not validate with them.
+
+It must not know routes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from corepool.server.tensors import DTYPES
+
+
+class Empty(BaseModel):
+    """Nothing to say."""
+
+
+class Error(BaseModel):
+    """Every error's body."""
+
+    error: str
+
+
+class ServerMetadata(BaseModel):
+    """What the server is."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class Tensor(BaseModel):
+    """An input or output of a model."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(BaseModel):
+    """What a model takes and gives."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
+class ConfigTensor(BaseModel):
+    """An input or output, as configurations write it."""
+
+    name: str
+    data_type: str
+    dims: list[int]
+
+
+class ModelConfig(BaseModel):
+    """A model's configuration, in the terms of the configuration extension."""
+
+    name: str
+    platform: str
+    backend: str
+    max_batch_size: int
+    version_policy: dict[str, Any]
+    input: list[ConfigTensor]
+    output: list[ConfigTensor]
+
+
+class Duration(BaseModel):
+    """How often, and nanoseconds in all."""
+
+    count: int
+    ns: int
+
+
+class ModelStatistics(BaseModel):
+    """Counts since the server's start; ``last_inference`` in milliseconds since 1970."""
+
+    name: str
+    version: str
+    last_inference: int
+    inference_count: int
+    execution_count: int
+    inference_stats: dict[str, Duration]
+    batch_stats: list[Any]
+
+
+class Statistics(BaseModel):
+    """One row for each version of a model."""
+
+    model_stats: list[ModelStatistics]
+
+
+class ModelIndex(BaseModel):
+    """A version of a model in the repository."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
+_PARAMETERS: dict[str, Any] = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
+_NAME: dict[str, Any] = {"type": "string"}
+_SHAPE: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": 16}
+_DATATYPE: dict[str, Any] = {
+    "type": "string",
+    "enum": list(DTYPES),
+}
+_TENSOR: dict[str, Any] = {
+    "type": "object",
+    "required": ["name", "shape", "datatype"],
+    "properties": {
+        "name": _NAME,
+        "shape": _SHAPE,
+        "datatype": _DATATYPE,
+        "parameters": _PARAMETERS,
+        "data": {"type": "array", "items": {}},
+    },
+}
+_REQUEST: dict[str, Any] = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "id": {"type": "string"},
+        "parameters": _PARAMETERS,
+        "inputs": {"type": "array", "items": _TENSOR},
+        "outputs": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name"],
+                "properties": {"name": _NAME, "parameters": _PARAMETERS},
+            },
+        },
+    },
+}
+_ANSWER: dict[str, Any] = {
+    "type": "object",
+    "required": ["model_name", "model_version", "parameters", "outputs"],
+    "properties": {
+        "model_name": {"type": "string"},
+        "model_version": {"type": "string"},
+        "id": {"type": "string"},
+        "parameters": {
+            "type": "object",
+            "required": ["cycles", "device_us", "cores", "lease"],
+            "properties": {
+                "cycles": {"type": "integer"},
+                "device_us": {"type": "number"},
+                "cores": {"type": "integer"},
+                "lease": {"type": "string"},
+            },
+        },
+        "outputs": {"type": "array", "items": _TENSOR},
+    },
+}
+
+
+def _body(schema: dict[str, Any], required: bool) -> dict[str, Any]:
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
+
+
+INFER_BODY = _body(_REQUEST, required=True)
+INFER_BODY["requestBody"]["description"] = (
+    "JSON; or, with the header Inference-Header-Content-Length, JSON of that length followed by the binary data of the"
+    " inputs that have binary_data_size, as application/octet-stream."
+)
+INFER_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Outputs, and what the device tells of the run",
+        "content": {
+            "application/json": {"schema": _ANSWER},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+INDEX_BODY = _body({"type": "object", "properties": {"ready": {"type": "boolean"}}}, required=False)
+LOAD_BODY = _body({"type": "object", "properties": {"parameters": {"type": "object"}}}, required=False)
