@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,6 +50,21 @@ class Result:
         return sum(self.counters.bytes_read) + sum(self.counters.bytes_written)
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One inference as a server tells of it: the outputs that were asked for, and where the time went: host
+    nanoseconds to lay out and upload the inputs, to run, to fetch and unpack the outputs, and for the steps that the
+    host computes."""
+
+    outputs: dict[str, Array]
+    completion: Completion
+    counters: Counters
+    upload_ns: int
+    compute_ns: int
+    download_ns: int
+    host_ns: int
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A model linked for certain cores, ready to be placed; ``link_ms`` is what the dynamic compilation took."""
@@ -85,7 +100,9 @@ class Session:
         *,
         data: bool = True,
         clock: Clock = time.perf_counter,
+        tail: Tail | None = None,
     ) -> None:
+        """``tail``: the host's steps if they are loaded already; sessions of one model may share them."""
         self.device = device
         self._package = package
         self._data = data
@@ -93,7 +110,10 @@ class Session:
         meta, block = package.meta, device.config.channels
         self.inputs = [HostPort.from_meta(entry, block) for entry in meta["inputs"]]
         self.ports = [HostPort.from_meta(entry, block) for entry in meta["outputs"]]
-        self._tail = Tail(package.tail, meta["tail_outputs"]) if package.tail and data else None
+        if tail is None and package.tail and data:
+            tail = Tail(package.tail, meta["tail_outputs"])
+        self._tail = tail if data else None
+        self._begun_s = self._started_s = 0.0
         self._lease: Lease | None = None
         self.placement = self.place(self.prepare(cores))
 
@@ -166,11 +186,14 @@ class Session:
         Raises InputError that lists what is wrong with the inputs and what is expected.
         """
         lease = self._open()
+        self._begun_s = self._clock()
         if inputs is not None and self._data:
             check_inputs(self.inputs, inputs)
             for port in self.inputs:
                 self.device.write(lease, port.offset, pack(port, inputs[port.name]))
-        return self.device.start(lease)
+        begin = self.device.start(lease)
+        self._started_s = self._clock()
+        return begin
 
     def advance(self, cycles: int) -> None:
         """Let device time pass until the inference has ended, but at most so many cycles."""
@@ -185,15 +208,44 @@ class Session:
     def finish(self, timeout_cycles: int | None = None) -> Result:
         """Wait for the inference and fetch its outputs. Raises FaultError if a fault stopped it."""
         lease = self._open()
-        completion = self.device.wait(lease, timeout_cycles)
-        if completion.fault is not None:
-            raise FaultError(f"the model was stopped by a fault: {completion.fault}")
+        completion = self._wait(lease, timeout_cycles)
         counters = self.device.counters(lease)
         if not self._data:
             return Result({}, completion, counters)
         words = {port.name: self.device.read(lease, port.offset, port.bytes) for port in self.ports}
         raw = {name: data.tobytes() for name, data in words.items()}
         return Result(self._outputs(words), completion, counters, raw)
+
+    def _wait(self, lease: Lease, timeout_cycles: int | None = None) -> Completion:
+        completion = self.device.wait(lease, timeout_cycles)
+        if completion.fault is not None:
+            raise FaultError(f"the model was stopped by a fault: {completion.fault}")
+        return completion
+
+    def collect(self, wanted: Collection[str] | None = None) -> Served:
+        """As ``finish``, with the outputs in ``wanted`` only (None: all), and timed. Raises FaultError as it does."""
+        lease = self._open()
+        completion = self._wait(lease)
+        ended = self._clock()
+        counters = self.device.counters(lease)
+        words = {port.name: self.device.read(lease, port.offset, port.bytes) for port in self.ports}
+        tail = self._tail
+        fed = {} if tail is None else {port.name: unpack(port, words[port.name]) for port in self.ports}
+        reads = set() if tail is None else tail.reads
+        outputs = {port.name: unpack_float(port, words[port.name]) for port in self.ports if port.name not in reads}
+        fetched = self._clock()
+        if tail is not None:
+            outputs |= tail.run(fed)
+        made = self._clock()
+        return Served(
+            outputs if wanted is None else {name: outputs[name] for name in outputs if name in wanted},
+            completion,
+            counters,
+            upload_ns=int((self._started_s - self._begun_s) * 1e9),
+            compute_ns=int((ended - self._started_s) * 1e9),
+            download_ns=int((fetched - ended) * 1e9),
+            host_ns=int((made - fetched) * 1e9),
+        )
 
     def traced(self, name: str) -> Traced:
         """What each instruction of the latest inference did when, for a trace; empty if the device does not tell."""

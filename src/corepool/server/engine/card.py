@@ -1,0 +1,202 @@
+"""The card as a driver shows it: actions with epochs, a table of who owns which core, models placed and run.
+
+It must not know tenants, policies, stores or requests. It outlives whoever drives it: a driver that begins anew finds
+the table as it was left, and actions that are older than what a core has seen are refused.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+
+from corepool.compiler.model import ModelPackage
+from corepool.config import HardwareConfig
+from corepool.device.base import Device
+from corepool.errors import DeviceError
+from corepool.runtime.session import Served, Session
+from corepool.runtime.tail import Tail
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+SLICE_CYCLES = 20_000  # how long a lease keeps a device that only one thread may use at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """What the card knows of a core: the lease that it is programmed for or None, and the epoch of the last action."""
+
+    lease: str | None = None
+    epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A lease's cores, programmed with a model by the action of this epoch."""
+
+    lease: str
+    epoch: int
+    cores: tuple[int, ...]
+    session: Session
+
+
+class Card:
+    """``open_device`` makes the device at its first use. With ``separate`` every lease gets a device of its own, for
+    simulators: their leases share nothing, so they may as well run at the same time. Else one device serves all, one
+    thread at a time.
+
+    Methods may be called from any thread; those of one lease only one after the other. All raise DeviceError for an
+    epoch that is older than what one of the cores, or the fence, has seen. An action that was carried out already is
+    carried out once.
+    """
+
+    def __init__(self, config: HardwareConfig, open_device: Callable[[], Device], separate: bool) -> None:
+        self.config = config
+        self._open = open_device
+        self._separate = separate
+        self._shared: Device | None = None
+        self._own: dict[str, Device] = {}  # lease: its device, where each has its own
+        self._lock = threading.RLock()  # the table
+        self._turn = threading.RLock()  # the device, where all share one
+        self._table = [Owner() for _ in range(config.cores)]
+        self._placed: dict[str, Placed] = {}
+        self._fence = 0
+
+    def table(self) -> tuple[Owner, ...]:
+        """Who owns which core, by core."""
+        with self._lock:
+            return tuple(self._table)
+
+    def placed(self, lease: str) -> Placed | None:
+        """What a lease's cores are programmed with."""
+        with self._lock:
+            return self._placed.get(lease)
+
+    @property
+    def youngest(self) -> int:
+        """The youngest epoch that any core has seen."""
+        with self._lock:
+            return max(self._fence, *(owner.epoch for owner in self._table))
+
+    def fence(self, epoch: int) -> None:
+        """From now on nothing up to this epoch is carried out: what an earlier driver asked for is void."""
+        with self._lock:
+            self._fence = max(self._fence, epoch)
+
+    def warm(self) -> None:
+        """Do what the first use of a device would have to wait for."""
+        device = self._open()
+        with self._turn:
+            if not self._separate and self._shared is None:
+                self._shared = device
+
+    def clear(self, epoch: int, cores: Iterable[int]) -> None:
+        """Clear the memories of cores; leases that held some of them hold nothing until they are programmed anew."""
+        chosen = tuple(cores)
+        with self._lock:
+            if all(self._table[core] == Owner(None, epoch) for core in chosen):
+                return
+            self._guard(epoch, chosen)
+            wanted = set(chosen)
+            leaving = [placed for placed in self._placed.values() if wanted & set(placed.cores)]
+            for placed in leaving:
+                self._unplace(placed)
+            if not leaving and not self._separate and self._shared is not None:
+                with self._turn:  # opening and closing clears; nobody else may hold them
+                    self._shared.close_lease(self._shared.open_lease(chosen, 1))
+            for core in chosen:
+                self._table[core] = Owner(None, epoch)
+
+    def program(self, epoch: int, lease: str, cores: Iterable[int], package: ModelPackage, tail: Tail | None) -> Placed:
+        """Link a model for cores, give them to the lease and load weights and streams.
+
+        Raises DeviceError too if one of them belongs to another lease or the device has no room, LinkError if the
+        model cannot be dealt to so many cores.
+        """
+        chosen = tuple(cores)
+        with self._lock:
+            before = self._placed.get(lease)
+            if before is not None and before.epoch == epoch and before.cores == chosen:
+                return before
+            for core in chosen:
+                if self._table[core].lease not in (None, lease):
+                    raise DeviceError(f"core {core} belongs to lease {self._table[core].lease!r}; clear it first")
+            self._guard(epoch, chosen)
+            if before is not None:
+                self._unplace(before)
+            for core in chosen:
+                self._table[core] = Owner(lease, epoch)
+        with self._guarded():
+            session = Session(self._device_for(lease), package, chosen, tail=tail)
+        placed = Placed(lease, epoch, chosen, session)
+        with self._lock:
+            if any(self._table[core] != Owner(lease, epoch) for core in chosen):
+                with self._guarded():
+                    session.close()
+                raise DeviceError(f"lease {lease!r} lost its cores while it was programmed")
+            self._placed[lease] = placed
+        return placed
+
+    def run(self, lease: str, epoch: int, inputs: Arrays, outputs: Collection[str] | None = None) -> Served:
+        """One inference; ``outputs``: those wanted, None for all. Raises InputError for unfit inputs, FaultError if a
+        fault stopped it."""
+        session = self._current(lease, epoch).session
+        with self._guarded():
+            session.start(inputs)
+        while not self._separate:  # others get the device between two slices
+            with self._turn:
+                session.advance(SLICE_CYCLES)
+                if not session.running:
+                    break
+        with self._guarded():
+            return session.collect(outputs)
+
+    def drop(self, lease: str) -> None:
+        """The lease is gone: forget its window. Dropping what is not there does no harm."""
+        with self._lock:
+            placed = self._placed.get(lease)
+            if placed is not None:
+                self._unplace(placed)
+                for core in placed.cores:
+                    if self._table[core].lease == lease:
+                        self._table[core] = Owner(None, self._table[core].epoch)
+            self._own.pop(lease, None)
+
+    def _current(self, lease: str, epoch: int) -> Placed:
+        with self._lock:
+            placed = self._placed.get(lease)
+            if placed is None or placed.epoch != epoch or epoch <= self._fence:
+                raise DeviceError(f"lease {lease!r} is not programmed for epoch {epoch}")
+            return placed
+
+    def _guard(self, epoch: int, cores: tuple[int, ...]) -> None:
+        if epoch <= self._fence:
+            raise DeviceError(f"epoch {epoch} is old: the card was taken over at epoch {self._fence}")
+        for core in cores:
+            if epoch <= self._table[core].epoch:
+                raise DeviceError(f"epoch {epoch} is old: core {core} has seen {self._table[core].epoch}")
+
+    def _unplace(self, placed: Placed) -> None:
+        del self._placed[placed.lease]
+        with self._guarded():
+            placed.session.close()
+        for core in placed.cores:
+            if self._table[core].lease == placed.lease:
+                self._table[core] = Owner(placed.lease, self._table[core].epoch)
+
+    def _guarded(self) -> Any:
+        return nullcontext() if self._separate else self._turn
+
+    def _device_for(self, lease: str) -> Device:
+        if not self._separate:
+            if self._shared is None:
+                self._shared = self._open()
+            return self._shared
+        with self._lock:
+            if lease not in self._own:
+                self._own[lease] = self._open()
+            return self._own[lease]
