@@ -46,6 +46,7 @@ class Store:
         self._current: Transaction | None = None
         self._meta: dict[str, str] = {}
         self._closers: list[Callable[[], None]] = []
+        self.audit_sinks: list[Callable[[AuditRow], None]] = []
         try:
             with translated(self.where, self.folder):
                 private_folder(self.folder)
@@ -188,6 +189,9 @@ class Store:
             self._current = None
         self._meta = transaction.facts()
         self._note_mark()
+        for row in transaction.audited:
+            for sink in self.audit_sinks:
+                sink(row)
 
     def _commit(self, begun: RootTransaction, freeing: bool) -> None:
         """Commit; on a full disk give up the ballast for what frees room, and try once more."""

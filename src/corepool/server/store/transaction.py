@@ -36,6 +36,7 @@ class Transaction:
         self._connection = connection
         self._meta = meta
         self.changed = False
+        self.audited: list[AuditRow] = []
 
     # Tenants and keys
 
@@ -198,6 +199,7 @@ class Transaction:
             row.actor, row.tenant, row.action, row.target, row.outcome, row.source, row.detail, at, number
         )
         self._insert(schema.AUDIT, stored)
+        self.audited.append(stored)
         if number % 1000 == 0:
             self._execute(delete(schema.audit).where(schema.audit.c.id <= number - AUDIT_KEPT))
         return stored
