@@ -115,12 +115,13 @@ def to_binary(array: Array) -> bytes:
         return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
     parts: list[bytes] = []
     for element in array.reshape(-1):
-        raw = _as_bytes(element)
+        raw = as_bytes(element)
         parts += (len(raw).to_bytes(_PREFIX, "little"), raw)
     return b"".join(parts)
 
 
-def _as_bytes(element: object) -> bytes:
+def as_bytes(element: object) -> bytes:
+    """An element of a BYTES tensor; texts in UTF-8."""
     return element if isinstance(element, bytes) else str(element).encode("utf-8", "surrogatepass")
 
 
@@ -172,7 +173,7 @@ def to_json(name: str, array: Array) -> list[Any]:
     """JSON values, flat in row-major order. Raises RequestError for what JSON cannot write."""
     if datatype_of(array) == "BYTES":
         try:
-            return [_as_bytes(each).decode() for each in array.reshape(-1)]
+            return [as_bytes(each).decode() for each in array.reshape(-1)]
         except UnicodeDecodeError:
             raise RequestError(f"output {shown(name)} is not text: ask for it in binary") from None
     if array.dtype.kind == "f" and not np.isfinite(array).all():

@@ -16,10 +16,11 @@ from starlette.responses import Response
 
 from corepool import __version__
 from corepool.errors import CorepoolError
+from corepool.server.context import RequestLog
 from corepool.server.rest import schemas
 from corepool.server.rest.context import Guard, Parts
 from corepool.server.rest.errors import error_response, plain_error
-from corepool.server.rest.gate import BodyLimits, Gate, RequestLog, Scope
+from corepool.server.rest.gate import BodyLimits, Gate, Scope
 from corepool.server.rest.protocol import not_found, protocol_routes
 
 

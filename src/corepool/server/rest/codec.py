@@ -12,12 +12,20 @@ from typing import Any
 from pydantic_core import from_json as parse_json
 from pydantic_core import to_json as write_json
 
-from corepool.errors import RequestError, UnsupportedError
+from corepool.errors import RequestError
 from corepool.server.api import Inferred, InferRequest
+from corepool.server.requests import (
+    MAX_TENSORS,
+    flag,
+    make_request,
+    refuse_classification,
+    refuse_shared_memory,
+    run_parameters,
+    whole,
+)
 from corepool.server.tensors import Array, check_shape, datatype_of, from_binary, from_json, shown, to_binary, to_json
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-MAX_TENSORS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,42 +62,7 @@ def read_request(model: str, version: str | None, body: bytes, header_length: st
     if ident is not None and not isinstance(ident, str):
         raise RequestError(f"id must be a text, not {shown(ident)}")
     request = make_request(model, version, inputs, names, parameters)
-    return Asked(request, ident, binary, _flag(parameters, "binary_data_output", "the request"))
-
-
-def make_request(
-    model: str,
-    version: str | None,
-    inputs: Mapping[str, Array],
-    outputs: tuple[str, ...] | None,
-    parameters: Mapping[str, Any],
-) -> InferRequest:
-    """The request that its parameters describe; parameters of no meaning here are ignored, as everywhere."""
-    for name in ("sequence_id", "sequence_start", "sequence_end"):
-        if parameters.get(name):
-            raise UnsupportedError(f"{name}: models here keep no state between requests, so there are no sequences")
-    lease = parameters.get("lease")
-    if lease is not None and not isinstance(lease, str):
-        raise RequestError(f"lease must be a text, not {shown(lease)}")
-    timeout = _whole(parameters, "timeout", None)
-    return InferRequest(
-        model=model,
-        inputs=inputs,
-        version=version,
-        outputs=outputs,
-        lease=lease,
-        priority=_whole(parameters, "priority", 0) or 0,
-        timeout_us=timeout or None,  # 0 stands for no limit
-    )
-
-
-def _whole(parameters: Mapping[str, Any], name: str, default: int | None) -> int | None:
-    value = parameters.get(name, default)
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
-        raise RequestError(f"{name} must be a whole number from 0, not {shown(value)}")
-    return value
+    return Asked(request, ident, binary, flag(parameters, "binary_data_output", "the request"))
 
 
 def _an_object(value: object, what: str) -> dict[str, Any]:
@@ -124,9 +97,9 @@ def _read_inputs(head: Mapping[str, Any], rest: memoryview, has_binary: bool) ->
     for tensor in _list(head, "inputs"):
         name = tensor["name"]
         parameters = _parameters(tensor, shown(name))
-        _refuse_shared_memory(parameters, name)
+        refuse_shared_memory(parameters, name)
         shape = check_shape(name, tensor.get("datatype"), tensor.get("shape"))
-        size = _whole(parameters, "binary_data_size", None)
+        size = whole(parameters, "binary_data_size", None)
         if size is None:
             if "data" not in tensor:
                 raise RequestError(f"input {shown(name)} has neither data nor binary_data_size")
@@ -153,35 +126,12 @@ def _read_outputs(head: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, dict
     for tensor in _list(head, "outputs"):
         name = tensor["name"]
         parameters = _parameters(tensor, shown(name))
-        _refuse_shared_memory(parameters, name)
-        if parameters.get("classification"):
-            raise UnsupportedError(f"output {shown(name)}: classification is not built; ask for the values")
+        refuse_shared_memory(parameters, name)
+        refuse_classification(parameters, name)
         names.append(name)
         if "binary_data" in parameters:
-            binary[name] = _flag(parameters, "binary_data", shown(name))
+            binary[name] = flag(parameters, "binary_data", shown(name))
     return tuple(names) or None, binary
-
-
-def _flag(parameters: Mapping[str, Any], name: str, what: str) -> bool:
-    value = parameters.get(name, False)
-    if not isinstance(value, bool):
-        raise RequestError(f"{name} of {what} must be true or false, not {shown(value)}")
-    return value
-
-
-def _refuse_shared_memory(parameters: Mapping[str, Any], name: str) -> None:
-    if any(key.startswith("shared_memory") for key in parameters):
-        raise UnsupportedError(f"tensor {shown(name)}: shared memory is not supported; send the data")
-
-
-def run_parameters(result: Inferred) -> dict[str, Any]:
-    """What the device tells of a run, for answers."""
-    return {
-        "cycles": int(result.cycles),
-        "device_us": float(result.device_us),
-        "cores": int(result.cores),
-        "lease": result.lease,
-    }
 
 
 def write_response(asked: Asked, result: Inferred) -> tuple[bytes, int | None]:

@@ -5,18 +5,15 @@ It must not know single routes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
 
-from corepool.errors import PermissionDeniedError, RequestError
+from corepool.errors import PermissionDeniedError
 from corepool.server.api import Access, Identity, Leases, Role
+from corepool.server.context import TENANT_HEADER, acting_for, require_tenant
 from corepool.server.dataplane import DataPlane
-from corepool.server.tensors import shown
-
-TENANT_HEADER = "Corepool-Tenant"  # an operator's wish to act for a tenant
 
 
 @dataclass(frozen=True)
@@ -54,26 +51,7 @@ class Guard:
         return who
 
 
-def acting_for(who: Identity, tenant: str) -> Identity:
-    """An operator who acts for a tenant; tenants can name themselves only."""
-    if who.role is Role.ADMIN:
-        return replace(who, tenant=tenant)
-    if who.tenant != tenant:
-        raise PermissionDeniedError(f"the key is not one of tenant {shown(tenant)}")
-    return who
-
-
-def require_tenant(who: Identity) -> Identity:
-    """``who``, if a tenant is meant. Raises RequestError."""
-    if not who.tenant:
-        raise RequestError(f"an operator must name the tenant to act for, in the header {TENANT_HEADER}")
-    return who
-
-
 def role(kind: str) -> dict[str, Any]:
     """OpenAPI's note of who may use a route: public, tenant (operators too) or admin."""
     security: list[dict[str, list[str]]] = [] if kind == "public" else [{"key": []}]
     return {"security": security, "x-role": kind}
-
-
-Route = Callable[..., Any]

@@ -12,9 +12,10 @@ import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from corepool.errors import RequestError, TooLargeError
+from corepool.server.context import RequestLog
 from corepool.server.rest.errors import error_response
 
 Message = MutableMapping[str, Any]
@@ -35,14 +36,6 @@ class BodyLimits:
     upload_bytes: int = 1 << 30
     body_timeout_s: float = 60.0
     upload_timeout_s: float = 3600.0
-
-
-class RequestLog(Protocol):
-    """Who writes down requests."""
-
-    def request(self, method: str, path: str, status: int, seconds: float, request_id: str, source: str) -> None: ...
-
-    def crashed(self, request_id: str, error: BaseException) -> None: ...
 
 
 class Gate:

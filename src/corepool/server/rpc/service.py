@@ -1,0 +1,228 @@
+"""The gRPC service of the protocol and its extensions, in the event loop of the REST server.
+
+It must not know what requests mean: each call asks the data plane.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, NoReturn, Protocol
+
+import grpc  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from corepool.errors import NotFoundError, RequestError, TooManyRequestsError
+from corepool.server.api import Access, Identity, ModelInfo
+from corepool.server.context import TENANT_HEADER, RequestLog, acting_for, require_tenant
+from corepool.server.dataplane import DataPlane, describe
+from corepool.server.rpc.codec import parameters_of, read_request, write_response
+from corepool.server.rpc.errors import code_of
+from corepool.server.rpc.messages import CALLS, MESSAGES, SERVICE, STREAMS
+
+
+class Context(Protocol):
+    """What calls need of grpc's context."""
+
+    def peer(self) -> str: ...
+
+    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]] | None: ...
+
+    def time_remaining(self) -> float | None: ...
+
+    async def abort(self, code: Any, details: str, trailing_metadata: tuple[tuple[str, str], ...]) -> NoReturn: ...
+
+
+Call = Callable[[Any, Identity | None, Context], Awaitable[Any]]
+
+PUBLIC = ("ServerLive", "ServerReady", "ServerMetadata")
+
+
+def _decoder(name: str) -> Callable[[bytes], Any]:
+    """Bytes to a message, None if they are none: the call refuses it in words of its own."""
+
+    def decode(data: bytes) -> Any:
+        try:
+            return MESSAGES[name].FromString(data)
+        except DecodeError:
+            return None
+
+    return decode
+
+
+def handlers(plane: DataPlane, access: Access, log: RequestLog) -> grpc.GenericRpcHandler:
+    """All calls of the service."""
+    calls = _Calls(plane)
+    made = {}
+    for name, (asks, answers) in CALLS.items():
+        guarded = _Guarded(name, access, log, getattr(calls, name))
+        kind, method = (
+            (grpc.stream_stream_rpc_method_handler, guarded.stream)
+            if name in STREAMS
+            else (grpc.unary_unary_rpc_method_handler, guarded.unary)
+        )
+        made[name] = kind(
+            method,
+            request_deserializer=_decoder(asks),
+            response_serializer=MESSAGES[answers].SerializeToString,
+        )
+    return grpc.method_handlers_generic_handler(SERVICE, made)
+
+
+class _Guarded:
+    """A call with what goes before and after it: who asks, errors, the log."""
+
+    def __init__(self, name: str, access: Access, log: RequestLog, call: Call) -> None:
+        self._name = name
+        self._access = access
+        self._log = log
+        self._call = call
+
+    async def unary(self, request: Any, context: Context) -> Any:
+        begin, ident = time.perf_counter(), os.urandom(8).hex()
+        code = grpc.StatusCode.OK
+        try:
+            return await self._answer(request, context)
+        except Exception as error:
+            code = code_of(error)
+            await self._fail(error, context, ident)
+        finally:
+            self._log.request("gRPC", self._name, code.value[0], time.perf_counter() - begin, ident, _source(context))
+
+    async def stream(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+        """One answer for each request, in order; what fails is told in the answer and ends nothing."""
+        ident = os.urandom(8).hex()
+        async for request in requests:
+            begin, code = time.perf_counter(), grpc.StatusCode.OK
+            answer = MESSAGES["ModelStreamInferResponse"]()
+            try:
+                answer.infer_response.CopyFrom(await self._answer(request, context))
+            except Exception as error:
+                code = code_of(error)
+                if code is grpc.StatusCode.UNAUTHENTICATED:
+                    await self._fail(error, context, ident)
+                self._note(error, code, ident)
+                answer.error_message = describe(error)
+                answer.infer_response.id = request.id if request is not None else ""
+            self._log.request("gRPC", self._name, code.value[0], time.perf_counter() - begin, ident, _source(context))
+            yield answer
+
+    async def _answer(self, request: Any, context: Context) -> Any:
+        who = None if self._name in PUBLIC else await self._who(context)
+        if request is None:
+            raise RequestError(f"the request is no {CALLS[self._name][0]} message")
+        return await self._call(request, who, context)
+
+    async def _who(self, context: Context) -> Identity:
+        given = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        who = await self._access.identify(given.get("authorization"), _source(context))
+        tenant = given.get(TENANT_HEADER.lower())
+        return who if tenant is None else acting_for(who, tenant)
+
+    async def _fail(self, error: Exception, context: Context, ident: str) -> NoReturn:
+        code = code_of(error)
+        self._note(error, code, ident)
+        trailing = [("x-request-id", ident)]
+        if isinstance(error, TooManyRequestsError):
+            trailing.append(("retry-after", str(max(1, round(error.retry_after_s)))))
+        await context.abort(code, describe(error), tuple(trailing))
+
+    def _note(self, error: Exception, code: grpc.StatusCode, ident: str) -> None:
+        if code is grpc.StatusCode.INTERNAL:
+            self._log.crashed(ident, error)
+
+
+def _source(context: Context) -> str:
+    """The client's address without its port."""
+    return str(context.peer()).partition(":")[2].rpartition(":")[0]
+
+
+class _Calls:
+    """Each call of the service by its name."""
+
+    def __init__(self, plane: DataPlane) -> None:
+        self._plane = plane
+
+    async def ServerLive(self, request: Any, who: Identity | None, context: Context) -> Any:
+        return MESSAGES["ServerLiveResponse"](live=self._plane.server_live())
+
+    async def ServerReady(self, request: Any, who: Identity | None, context: Context) -> Any:
+        return MESSAGES["ServerReadyResponse"](ready=self._plane.server_ready())
+
+    async def ServerMetadata(self, request: Any, who: Identity | None, context: Context) -> Any:
+        info = self._plane.server_metadata()
+        return MESSAGES["ServerMetadataResponse"](name=info.name, version=info.version, extensions=info.extensions)
+
+    async def ModelReady(self, request: Any, who: Identity | None, context: Context) -> Any:
+        try:
+            ready = self._plane.model_ready(_known(who), request.name, request.version or None)
+        except NotFoundError:
+            ready = False  # the answer has a place for it, and clients look there
+        return MESSAGES["ModelReadyResponse"](ready=ready)
+
+    async def ModelMetadata(self, request: Any, who: Identity | None, context: Context) -> Any:
+        info = self._plane.model_metadata(_known(who), request.name, request.version or None)
+        answer = MESSAGES["ModelMetadataResponse"](name=info.name, versions=info.versions, platform=info.platform)
+        for field, tensors in (("inputs", info.inputs), ("outputs", info.outputs)):
+            for each in tensors:
+                getattr(answer, field).add(name=each.name, datatype=each.datatype, shape=each.shape)
+        return answer
+
+    async def ModelInfer(self, request: Any, who: Identity | None, context: Context) -> Any:
+        asked = read_request(request, context.time_remaining())
+        result = await self._plane.infer(require_tenant(_known(who)), asked)
+        return write_response(request, asked, result)
+
+    ModelStreamInfer = ModelInfer
+
+    async def ModelConfig(self, request: Any, who: Identity | None, context: Context) -> Any:
+        info = self._plane.config(_known(who), request.name, request.version or None)
+        answer = MESSAGES["ModelConfigResponse"]()
+        _fill_config(answer.config, info)
+        return answer
+
+    async def ModelStatistics(self, request: Any, who: Identity | None, context: Context) -> Any:
+        answer = MESSAGES["ModelStatisticsResponse"]()
+        for row in self._plane.statistics(_known(who), request.name or None, request.version or None):
+            made = answer.model_stats.add(
+                name=row.name,
+                version=row.version,
+                last_inference=row.last_inference_ms,
+                inference_count=row.inference_count,
+                execution_count=row.execution_count,
+            )
+            for stage, spent in row.stages.items():
+                duration = getattr(made.inference_stats, stage)
+                duration.count, duration.ns = spent.count, spent.ns
+        return answer
+
+    async def RepositoryIndex(self, request: Any, who: Identity | None, context: Context) -> Any:
+        answer = MESSAGES["RepositoryIndexResponse"]()
+        for row in self._plane.index(_known(who), request.ready):
+            answer.models.add(name=row.name, version=row.version, state=row.state.value, reason=row.reason)
+        return answer
+
+    async def RepositoryModelLoad(self, request: Any, who: Identity | None, context: Context) -> Any:
+        await self._plane.load(require_tenant(_known(who)), request.model_name, parameters_of(request))
+        return MESSAGES["RepositoryModelLoadResponse"]()
+
+    async def RepositoryModelUnload(self, request: Any, who: Identity | None, context: Context) -> Any:
+        await self._plane.unload(require_tenant(_known(who)), request.model_name)
+        return MESSAGES["RepositoryModelUnloadResponse"]()
+
+
+def _known(who: Identity | None) -> Identity:
+    """Who asks, in calls that are not public."""
+    assert who is not None
+    return who
+
+
+def _fill_config(config: Any, info: ModelInfo) -> None:
+    config.name, config.platform, config.backend = info.name, info.platform, "corepool"
+    config.version_policy.specific.versions.extend(int(each) for each in info.versions if each.isdigit())
+    types = config.DESCRIPTOR.file.enum_types_by_name["DataType"].values_by_name
+    for field, tensors in (("input", info.inputs), ("output", info.outputs)):
+        for each in tensors:
+            name = "TYPE_STRING" if each.datatype == "BYTES" else f"TYPE_{each.datatype}"
+            getattr(config, field).add(name=each.name, data_type=types[name].number, dims=each.shape)
