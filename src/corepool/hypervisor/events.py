@@ -45,6 +45,15 @@ class AddTenant(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class SetTenant(Event):
+    """Another quota and priority. A quota below what the tenant's leases may have already is refused."""
+
+    tenant: str
+    quota: int
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class RemoveTenant(Event):
     tenant: str
 
@@ -78,10 +87,13 @@ class RequestLease(Event):
 
 @dataclass(frozen=True, slots=True)
 class ResizeLease(Event):
+    """``window_bytes`` None: as it is; a window never shrinks."""
+
     tenant: str
     lease: str
     minimum: int
     maximum: int
+    window_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +127,11 @@ class RepairCores(Event):
     """An operator wants tainted cores back in use; they are cleared first."""
 
     cores: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tick(Event):
+    """Only time has passed: cores that lingered with idle leases may be dealt anew."""
 
 
 # Reports of the device. One with an old epoch is ignored.

@@ -71,7 +71,12 @@ def urgency(lease: Lease, priority: int, settings: Settings) -> int:
 def demand_of(book: Book, settings: Settings, lease: Lease, new: Job | None = None) -> Demand:
     """What a policy sees of a lease, with one more job if there is a ``new`` one."""
     head = lease.head or new
+    waiting = lease.waiting + (new is not None)
     latency: tuple[int, ...] = head.model.latency_ns if head is not None else (1,) * settings.cores
+    if not waiting and book.now < lease.lively_until:
+        waiting = 1
+        last = book.tenants[lease.tenant].models.get(lease.model or "")
+        latency = latency if last is None else last.latency_ns
     switch = 0
     if head is not None:
         switch = settings.costs.switch_ns(head.model, max(len(lease.plan), 1))
@@ -88,7 +93,7 @@ def demand_of(book: Book, settings: Settings, lease: Lease, new: Job | None = No
         if lease.plan != lease.cores:
             busy_until = max(busy_until, book.now) + switch
     return Demand(
-        lease.lease, lease.tenant, lease.minimum, lease.maximum, len(lease.plan), lease.waiting + (new is not None),
+        lease.lease, lease.tenant, lease.minimum, lease.maximum, len(lease.plan), waiting,
         first, latency, switch, busy_until, jobs,
     )  # fmt: skip
 

@@ -80,7 +80,7 @@ class Job:
 class Lease:
     """``cores`` are programmed or were; ``reserved`` are its own too but not programmed with the others yet; ``plan``
     is what it shall have. ``model`` is the one that its cores are programmed for, ``resident`` the one whose weights
-    lie in each bank. ``order`` is its place among those that wait: smaller is earlier.
+    lie in each bank. ``order`` is its place among those that wait: smaller is earlier. Until ``lively_until`` it counts as having work.
     """
 
     lease: str
@@ -101,6 +101,7 @@ class Lease:
     epoch: int = 0
     stopping: bool = False
     busy_until: int = 0
+    lively_until: int = 0
     model: str | None = None
     cores: Cores = frozenset()
     reserved: Cores = frozenset()

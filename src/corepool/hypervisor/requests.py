@@ -55,6 +55,23 @@ def model_of(tenant: Tenant, name: str) -> Model:
 def check_new_tenant(book: Book, settings: Settings, event: ev.AddTenant) -> None:
     if not event.tenant or event.tenant in book.tenants:
         raise TenantError(f"tenant {event.tenant!r} exists already or has no name; choose another name")
+    check_limits(settings, event)
+
+
+def check_set_tenant(book: Book, settings: Settings, event: ev.SetTenant) -> Tenant:
+    tenant = tenant_of(book, event.tenant)
+    check_limits(settings, event)
+    charged = sum(book.leases[name].charged for name in tenant.leases)
+    if event.quota < charged:
+        raise QuotaError(
+            f"tenant {event.tenant!r} has leases of up to {charged} cores: release or shrink them before its quota "
+            f"becomes {event.quota}"
+        )
+    return tenant
+
+
+def check_limits(settings: Settings, event: ev.AddTenant | ev.SetTenant) -> None:
+    """Quota and priority of a new or known tenant."""
     if not whole(event.quota) or not 0 <= event.quota <= settings.cores:
         raise QuotaError(f"tenant {event.tenant!r}: a quota is 0 to {settings.cores} cores, not {event.quota!r}")
     if not whole(event.priority) or not 0 <= event.priority <= 1000:
@@ -113,6 +130,18 @@ def check_lease(book: Book, settings: Settings, event: ev.RequestLease) -> None:
 def check_resize(book: Book, settings: Settings, event: ev.ResizeLease) -> Lease:
     lease = usable_lease(book, event.tenant, event.lease)
     check_size(book, settings, event, lease.sharing)
+    window = lease.window_bytes if event.window_bytes is None else event.window_bytes
+    if not whole(window) or not lease.window_bytes <= window <= settings.bank_bytes:
+        raise LeaseError(
+            f"lease {event.lease!r}: its window can have {lease.window_bytes} to {settings.bank_bytes} bytes, "
+            f"not {window!r}"
+        )
+    if (
+        lease.admitted
+        and window > lease.window_bytes
+        and not planner.fits(book, settings, lease.minimum, window, but=lease.lease)
+    ):
+        raise LeaseError(f"lease {event.lease!r} cannot have {window} bytes now: others hold them; release some")
     grows = lease.admitted and event.minimum > lease.minimum
     if grows and not planner.fits(book, settings, event.minimum, lease.window_bytes, but=lease.lease):
         raise LeaseError(f"lease {event.lease!r} cannot have {event.minimum} cores now: others hold them; try fewer")

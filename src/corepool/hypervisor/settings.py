@@ -48,6 +48,8 @@ class Settings:
 
     ``policy`` deals cores among private leases. One step of a tenant's priority is worth ``ageing_ns`` of waiting, so
     nobody waits for ever; a job without a deadline is treated as if due ``patience_ns`` after its submission.
+    A private lease counts as having work for ``linger_ns`` after its last job, so that tenants who send one request at
+    a time do not lose their cores between two.
     """
 
     cores: int = 16
@@ -56,6 +58,7 @@ class Settings:
     policy: str = "private-even"
     ageing_ns: int = SECOND
     patience_ns: int = SECOND
+    linger_ns: int = 0
     costs: Costs = field(default_factory=Costs)
 
     def __post_init__(self) -> None:
@@ -67,12 +70,16 @@ class Settings:
             raise ConfigError(f"no policy is called {self.policy!r}; there are {', '.join(POLICIES)}")
         if min(self.bank_bytes, self.ageing_ns, self.patience_ns) < 1:
             raise ConfigError("bank size, ageing and patience must be positive")
+        if self.linger_ns < 0:
+            raise ConfigError(f"lingering must not be negative, not {self.linger_ns} ns")
 
     @classmethod
-    def of(cls, config: HardwareConfig, policy: str = "private-even", relink_ns: int = 300_000) -> Settings:
+    def of(
+        cls, config: HardwareConfig, policy: str = "private-even", relink_ns: int = 300_000, linger_ns: int = 0
+    ) -> Settings:
         """Settings for a card."""
         costs = Costs.of(config, relink_ns)
-        return cls(config.cores, config.banks, config.bank_bytes, policy, costs=costs)
+        return cls(config.cores, config.banks, config.bank_bytes, policy, linger_ns=linger_ns, costs=costs)
 
     @property
     def cores_per_bank(self) -> int:

@@ -25,15 +25,17 @@ class Hypervisor:
     out of date are ignored.
     """
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, epoch: int = 0) -> None:
+        """``epoch``: the youngest that any earlier hypervisor of this device may have used."""
         self.settings = settings or Settings()
-        self.book = Book([Core() for _ in range(self.settings.cores)])
+        self.book = Book([Core() for _ in range(self.settings.cores)], epoch=epoch)
         self._moves = Moves(self.book, self.settings)
         self._watches_jobs = POLICIES[self.settings.policy].watches_jobs
         self._replan = False
         self._touched: dict[str, None] = {}  # leases to look at, in the order in which they were touched
         self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.AddTenant: self._add_tenant,
+            ev.SetTenant: self._set_tenant,
             ev.RemoveTenant: self._remove_tenant,
             ev.LoadModel: self._load_model,
             ev.UnloadModel: self._unload_model,
@@ -43,6 +45,7 @@ class Hypervisor:
             ev.SubmitJob: self._submit_job,
             ev.CancelJob: self._cancel_job,
             ev.RepairCores: self._repair_cores,
+            ev.Tick: self._tick,
             ev.Cleared: self._cleared,
             ev.ClearFailed: self._clear_failed,
             ev.Programmed: self._programmed,
@@ -107,6 +110,11 @@ class Hypervisor:
         requests.check_new_tenant(self.book, self.settings, event)
         self.book.tenants[event.tenant] = Tenant(event.tenant, event.quota, event.priority)
 
+    def _set_tenant(self, event: ev.SetTenant) -> None:
+        tenant = requests.check_set_tenant(self.book, self.settings, event)
+        tenant.quota, tenant.priority = event.quota, event.priority
+        self._replan = True
+
     def _remove_tenant(self, event: ev.RemoveTenant) -> None:
         tenant = requests.tenant_of(self.book, event.tenant)
         if tenant.leases:
@@ -159,6 +167,8 @@ class Hypervisor:
     def _resize_lease(self, event: ev.ResizeLease) -> None:
         lease = requests.check_resize(self.book, self.settings, event)
         lease.minimum, lease.maximum = event.minimum, event.maximum
+        if event.window_bytes is not None:
+            lease.window_bytes = event.window_bytes
         self._touch(lease)
         self._replan = True
 
@@ -175,6 +185,7 @@ class Hypervisor:
     def _submit_job(self, event: ev.SubmitJob) -> None:
         lease, job = requests.check_job(self.book, self.settings, event)
         self.book.jobs[event.job] = lease.lease
+        lease.lively_until = event.at + self.settings.linger_ns
         if self._watches_jobs or not lease.waiting:
             self._replan = True
         position = lease.enqueue(job, in_order=self.settings.policy == "private-deadline")
@@ -192,6 +203,9 @@ class Hypervisor:
     def _repair_cores(self, event: ev.RepairCores) -> None:
         requests.check_repair(self.book, event)
         self._moves.repair(event.cores)
+        self._replan = True
+
+    def _tick(self, event: ev.Tick) -> None:
         self._replan = True
 
     # Reports of the device.
@@ -227,6 +241,7 @@ class Hypervisor:
             return
         job, lease.running = lease.running, None
         lease.phase, lease.stopping = Phase.IDLE, False
+        lease.lively_until = event.at + self.settings.linger_ns
         self._moves.end_job(job, lease, ac.Outcome.DONE)
         self._touch(lease)
         if self._watches_jobs or self.book.unserved or not lease.waiting:
