@@ -35,68 +35,72 @@ class Table(BaseModel):
 class Limits(Table):
     """What one request, client or tenant may take."""
 
-    body_bytes: Count = Field(64 << 20, description="Largest body of a request")
-    upload_bytes: Count = Field(1 << 30, description="Largest uploaded model or calibration file")
-    stored_bytes: Count = Field(8 << 30, description="Uploaded and compiled files of one tenant, together")
-    headers: Count = Field(100, description="Headers of a request")
-    header_bytes: Count = Field(32 << 10, description="Request line and headers together")
-    connections: Count = Field(1024, description="Open connections for REST")
-    in_flight: Count = Field(256, description="Inferences under way, of all tenants")
-    tenant_in_flight: Count = Field(64, description="Inferences under way, of one tenant")
-    header_timeout_s: Seconds = Field(10.0, description="Until a connection has sent a request's headers")
-    body_timeout_s: Seconds = Field(60.0, description="Until a request's body has arrived")
-    upload_timeout_s: Seconds = Field(3600.0, description="Until an uploaded file has arrived")
-    idle_timeout_s: Seconds = Field(75.0, description="Idle connections are closed after")
-    drain_timeout_s: Seconds = Field(30.0, description="For what is in flight when the server is asked to end")
+    body_bytes: Count = Field(default=64 << 20, description="Largest body of a request")
+    upload_bytes: Count = Field(default=1 << 30, description="Largest uploaded model or calibration file")
+    stored_bytes: Count = Field(default=8 << 30, description="Uploaded and compiled files of one tenant, together")
+    headers: Count = Field(default=100, description="Headers of a request")
+    header_bytes: Count = Field(default=32 << 10, description="Request line and headers together")
+    connections: Count = Field(default=1024, description="Open connections for REST")
+    in_flight: Count = Field(default=256, description="Inferences under way, of all tenants")
+    tenant_in_flight: Count = Field(default=64, description="Inferences under way, of one tenant")
+    header_timeout_s: Seconds = Field(default=10.0, description="Until a connection has sent a request's headers")
+    body_timeout_s: Seconds = Field(default=60.0, description="Until a request's body has arrived")
+    upload_timeout_s: Seconds = Field(default=3600.0, description="Until an uploaded file has arrived")
+    idle_timeout_s: Seconds = Field(default=75.0, description="Idle connections are closed after")
+    drain_timeout_s: Seconds = Field(default=30.0, description="For what is in flight when the server is asked to end")
 
 
 class Compilation(Table):
     """What the process that compiles an uploaded model may take."""
 
-    cpu_s: Count = Field(1800, description="Processor time")
-    wall_s: Seconds = Field(3600.0, description="Wall time")
-    memory_bytes: Count = Field(8 << 30, description="Address space")
-    file_bytes: Count = Field(2 << 30, description="Largest file that it may write")
-    files: Annotated[int, Field(ge=32)] = Field(128, description="Open files")
-    parallel: Count = Field(1, description="Compilations at a time")
-    waiting: Count = Field(16, description="Compilations of one tenant that wait or run")
-    kept: Count = Field(1000, description="Compilations whose outcome is remembered")
+    cpu_s: Count = Field(default=1800, description="Processor time")
+    wall_s: Seconds = Field(default=3600.0, description="Wall time")
+    memory_bytes: Count = Field(default=8 << 30, description="Address space")
+    file_bytes: Count = Field(default=2 << 30, description="Largest file that it may write")
+    files: Annotated[int, Field(ge=32)] = Field(default=128, description="Open files")
+    parallel: Count = Field(default=1, description="Compilations at a time")
+    waiting: Count = Field(default=16, description="Compilations of one tenant that wait or run")
+    kept: Count = Field(default=1000, description="Compilations whose outcome is remembered")
 
 
 class Rates(Table):
     """How often a tenant may ask, unless its own settings say otherwise."""
 
-    requests_per_s: Annotated[float, Field(gt=0)] = Field(1000.0, description="Requests a second of one tenant")
-    burst: Count = Field(2000, description="Requests that may come at once after a pause")
+    requests_per_s: Annotated[float, Field(gt=0)] = Field(default=1000.0, description="Requests a second of one tenant")
+    burst: Count = Field(default=2000, description="Requests that may come at once after a pause")
 
 
 class Log(Table):
     """What is written down, to stderr."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe that is written")
-    format: Literal["json", "console"] = Field("json", description="One JSON object a line, or for people")
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe that is written"
+    )
+    format: Literal["json", "console"] = Field(default="json", description="One JSON object a line, or for people")
 
 
 class Metrics(Table):
     """What can be watched."""
 
-    tenants: Count = Field(100, description="Tenants with a label of their own; the others are 'other'")
-    nv_names: bool = Field(False, description="Also show metrics under nv_inference_* names")
+    tenants: Count = Field(default=100, description="Tenants with a label of their own; the others are 'other'")
+    nv_names: bool = Field(default=False, description="Also show metrics under nv_inference_* names")
 
 
 class Settings(Table):
     """Everything that can be set. Made by ``load_settings``."""
 
-    host: str = Field("127.0.0.1", description="Address to listen on")
-    rest_port: Port = Field(8000, description="Port of REST; 0 for any that is free")
-    grpc_port: Port = Field(8001, description="Port of gRPC")
-    metrics_port: Port = Field(8002, description="Port of metrics")
-    device: Literal["simulator", "rtl"] = Field("simulator", description="What executes streams")
-    config: str = Field("u200", description="Hardware configuration")
-    policy: str = Field("private-even", description="How private leases share the cores")
-    state_dir: Path = Field(Path("corepool-state"), description="Folder of the durable state")
-    database_url: SecretStr | None = Field(None, description="postgresql://... instead of SQLite in the state folder")
-    model_repository: Path | None = Field(None, description="Folder of models that all tenants may load")
+    host: str = Field(default="127.0.0.1", description="Address to listen on")
+    rest_port: Port = Field(default=8000, description="Port of REST; 0 for any that is free")
+    grpc_port: Port = Field(default=8001, description="Port of gRPC")
+    metrics_port: Port = Field(default=8002, description="Port of metrics")
+    device: Literal["simulator", "rtl"] = Field(default="simulator", description="What executes streams")
+    config: str = Field(default="u200", description="Hardware configuration")
+    policy: str = Field(default="private-even", description="How private leases share the cores")
+    state_dir: Path = Field(default=Path("corepool-state"), description="Folder of the durable state")
+    database_url: SecretStr | None = Field(
+        default=None, description="postgresql://... instead of SQLite in the state folder"
+    )
+    model_repository: Path | None = Field(default=None, description="Folder of models that all tenants may load")
     limits: Limits = Limits()
     compilation: Compilation = Compilation()
     rates: Rates = Rates()
