@@ -17,6 +17,7 @@ from corepool.server.store.records import (
     ModelRow,
     TenantRow,
 )
+from corepool.server.store.restore import restore
 from corepool.server.store.store import Store
 from corepool.server.store.transaction import Transaction
 
@@ -35,4 +36,5 @@ __all__ = [
     "Store",
     "TenantRow",
     "Transaction",
+    "restore",
 ]

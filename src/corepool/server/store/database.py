@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Engine, create_engine, event, make_url
-from sqlalchemy.engine import Connection
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.engine import Connection, RootTransaction
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
 from sqlalchemy.pool import NullPool
 
 from corepool.errors import ConfigError, StoreError
@@ -112,6 +114,35 @@ class Database:
             self._identity = (status.st_dev, status.st_ino)
         self.connection = self._engine.connect()
         return self.connection
+
+    def reconnect(self, patience_s: float = 3.0) -> None:
+        """Open a lost connection anew; the lock may take a moment to fall from the old one."""
+        with suppress(Exception):
+            self.connection.close()
+        last = time.monotonic() + patience_s
+        while True:
+            try:
+                self.connect()
+                return
+            except (StoreError, DBAPIError):
+                if time.monotonic() > last:
+                    raise
+                time.sleep(0.1)
+
+    def begin(self) -> RootTransaction:
+        """Begin a transaction, for writing if it is SQLite's."""
+        return self.connection.begin()
+
+    def answers(self) -> bool:
+        """Whether the connection still works; a SQLite file always does."""
+        if self.sqlite:
+            return True
+        try:
+            with self.connection.begin():
+                self.connection.exec_driver_sql("SELECT 1")
+        except (DBAPIError, InvalidRequestError):
+            return False
+        return True
 
     @property
     def handle(self) -> Any:

@@ -6,6 +6,7 @@ It must not know what the tables mean. Alembic is loaded only when there is some
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from sqlalchemy.engine import Connection
 from corepool.errors import StoreError
 from corepool.server.store.database import Database
 
-HEAD = "0001"
-KNOWN = ("0001",)
+KNOWN = ("0001", "0002")
+HEAD = KNOWN[-1]
 FOLDER = Path(__file__).with_name("migrations")
 
 
@@ -31,10 +32,10 @@ def version_of(connection: Connection) -> str | None:
     return None
 
 
-def migrate(database: Database) -> str | None:
+def migrate(database: Database, finish: Callable[[], None]) -> str | None:
     """Upgrade to HEAD. Returns the version before if anything was done, "" for a new store.
 
-    A SQLite file is copied first, to <file>.<version>.bak. Raises StoreError for a schema that this code does not know.
+    ``finish`` is called at the end of the transaction that does it, so that nothing in between is ever seen. A SQLite file is copied first, to <file>.<version>.bak. Raises StoreError for a schema that this code does not know.
     """
     with database.connection.begin():
         found = version_of(database.connection)
@@ -47,12 +48,12 @@ def migrate(database: Database) -> str | None:
         )
     if found is not None and database.file is not None:
         copy(database.handle, database.file.with_name(f"{database.file.name}.{found}.bak"))
-    upgrade(database.connection)
+    upgrade(database.connection, finish=finish)
     return found or ""
 
 
-def upgrade(connection: Connection, target: str = HEAD) -> None:
-    """Run the migrations up to ``target`` in one transaction."""
+def upgrade(connection: Connection, target: str = HEAD, finish: Callable[[], None] | None = None) -> None:
+    """Run the migrations up to ``target``, and ``finish``, in one transaction."""
     from alembic import command
     from alembic.config import Config
 
@@ -61,6 +62,8 @@ def upgrade(connection: Connection, target: str = HEAD) -> None:
     config.attributes["connection"] = connection
     with connection.begin():
         command.upgrade(config, target)
+        if finish is not None:
+            finish()
 
 
 def copy(handle: Any, target: Path) -> None:

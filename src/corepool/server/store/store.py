@@ -6,13 +6,14 @@ It must not know what leases or models mean, nor who asks.
 from __future__ import annotations
 
 import secrets
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import select, text
+from sqlalchemy import select
 from sqlalchemy.engine import RootTransaction
 from sqlalchemy.exc import DBAPIError
 
@@ -68,25 +69,27 @@ class Store:
 
     def _open(self) -> str | None:
         self._check_pages()
-        before = migrate(self._database)
-        with self._database.connection.begin():
+        before = migrate(self._database, self._finish_migration)
+        with self._database.begin():
             self._meta = self._read_meta()
-            fresh = "server_id" not in self._meta
-            if fresh and before is None:
+            if "server_id" not in self._meta:
                 raise StoreError(f"the store {self.where} has lost its first rows: {RESTORE}")
-            transaction = Transaction(self._database.connection, self._meta)
-            if fresh:
-                transaction.put_meta("server_id", secrets.token_hex(8))
-                transaction.put_meta("serial", "0")
-                transaction.put_meta("epoch", "0")
-            if before is not None and self._database.sqlite:
-                transaction.put_meta("schema_digest", self._schema_digest())
             if self._database.sqlite and self._meta.get("schema_digest") != self._schema_digest():
                 raise StoreError(f"the store {self.where} is damaged (its table definitions changed): {RESTORE}")
-            self._check_rows(transaction)
+            self._check_rows(Transaction(self._database.connection, self._meta))
         self._check_mark()
         self._note_mark()
         return before
+
+    def _finish_migration(self) -> None:
+        """What belongs into the transaction that makes or changes the tables."""
+        transaction = Transaction(self._database.connection, self._read_meta())
+        if transaction.meta("server_id") is None:
+            self._refuse_if_gone()
+            for name, value in (("server_id", secrets.token_hex(8)), ("serial", "0"), ("epoch", "0")):
+                transaction.put_meta(name, value)
+        if self._database.sqlite:
+            transaction.put_meta("schema_digest", self._schema_digest())
 
     def _check_pages(self) -> None:
         """Raise StoreError if SQLite finds its pages in disorder."""
@@ -112,6 +115,13 @@ class Store:
             each()
         transaction.open_intents()
 
+    def _refuse_if_gone(self) -> None:
+        if self._mark.read() is not None:
+            raise StoreError(
+                f"the store {self.where} is empty, but {self.folder} was used before: {RESTORE}, or remove "
+                f"{self._mark.path} to begin anew"
+            )
+
     def _check_mark(self) -> None:
         mark = self._mark.read()
         if mark is None or mark.server != self.server_id:
@@ -119,7 +129,7 @@ class Store:
         if mark.serial > int(self._meta["serial"]) or mark.epoch > int(self._meta["epoch"]):
             raise StoreError(
                 f"the store {self.where} has lost its last acknowledged changes (it is at {self._meta['serial']}, "
-                f"{mark.serial} were made): {RESTORE}"
+                f"{mark.serial} were made): {RESTORE}, or remove {self._mark.path} to accept the loss"
             )
 
     def _note_mark(self) -> None:
@@ -167,9 +177,8 @@ class Store:
                 yield from self._run(freeing)
 
     def _run(self, freeing: bool) -> Iterator[Transaction]:
-        connection = self._database.connection
-        transaction = Transaction(connection, dict(self._meta))
-        begun = connection.begin()
+        begun = self._begin()
+        transaction = Transaction(self._database.connection, dict(self._meta))
         self._current = transaction
         try:
             yield transaction
@@ -179,7 +188,7 @@ class Store:
                 return
             if not freeing and not roomy(self.folder):
                 raise full(self.where)
-            transaction.put_meta("serial", str(int(self._meta["serial"]) + 1))
+            transaction.put_meta("serial", str(self.serial + 1))
             self._commit(begun, freeing)
         except BaseException:
             with suppress(Exception):
@@ -193,11 +202,43 @@ class Store:
             for sink in self.audit_sinks:
                 sink(row)
 
+    def _begin(self) -> RootTransaction:
+        if not self._database.answers():
+            self._resume()
+        return self._database.begin()
+
+    def _resume(self) -> None:
+        """Connect anew after the database went away. Raises StoreError if it is not as it was left."""
+        self._database.reconnect()
+        with self._database.begin():
+            found = self._read_meta()
+        if found.get("server_id") != self.server_id or int(found["serial"]) < self.serial:
+            raise StoreError(f"the store {self.where} came back without acknowledged changes: {RESTORE}")
+        self._meta = found
+
     def _commit(self, begun: RootTransaction, freeing: bool) -> None:
-        """Commit; on a full disk give up the ballast for what frees room, and try once more."""
+        """Commit. On a full disk what frees room is tried again at the cost of the ballast; whether a commit that a
+        lost connection cut short took place, the database is asked."""
         if freeing and not roomy(self.folder):
             self.ballast.release()
-        begun.commit()
+        if self._database.sqlite:
+            try:
+                self._database.handle.commit()
+            except sqlite3.Error:
+                if not (freeing and self.ballast.release() and self._database.handle.in_transaction):
+                    raise
+                self._database.handle.commit()
+            begun.commit()
+            return
+        aim = self.serial + 1
+        try:
+            begun.commit()
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            self._resume()
+            if self.serial != aim:
+                raise
 
     def _require_open(self) -> None:
         if not self._closers:
@@ -286,22 +327,17 @@ class Store:
     def alive(self) -> bool:
         """Whether the database answers."""
         try:
-            with self._mutex, translated(self.where, self.folder):
-                self._require_open()
-                self._database.require_present()
-                with self._database.connection.begin():
-                    self._database.connection.execute(text("SELECT 1"))
-            return True
-        except (CorepoolError, DBAPIError):
+            return self._read(lambda t: t.alive())
+        except CorepoolError:
             return False
 
     def backup(self, target: str | Path) -> None:
-        """Copy the SQLite database, while it is in use, to a new file. Raises StoreError if that is not possible."""
-        path = Path(target)
+        """Copy the SQLite database to a new file while it is in use. Raises StoreError if that is not possible."""
+        path = Path(target).absolute()
         if not self._database.sqlite:
             raise StoreError("a PostgreSQL store is backed up with pg_dump")
         if path.exists():
             raise StoreError(f"{path} exists: name a new file for the backup")
-        with self._mutex, translated(str(path), path.absolute().parent):
+        with self._mutex, translated(str(path), path.parent):
             self._require_open()
             copy(self._database.handle, path)

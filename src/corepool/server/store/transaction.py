@@ -231,6 +231,10 @@ class Transaction:
             self._execute(insert(schema.meta).values(row))
         self._meta[name] = value
 
+    def alive(self) -> bool:
+        """True if the database answers at all."""
+        return bool(self._connection.exec_driver_sql("SELECT 1").scalar_one())
+
     # How
 
     def _next(self, counter: str) -> int:
