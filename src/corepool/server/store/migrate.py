@@ -35,7 +35,8 @@ def version_of(connection: Connection) -> str | None:
 def migrate(database: Database, finish: Callable[[], None]) -> str | None:
     """Upgrade to HEAD. Returns the version before if anything was done, "" for a new store.
 
-    ``finish`` is called at the end of the transaction that does it, so that nothing in between is ever seen. A SQLite file is copied first, to <file>.<version>.bak. Raises StoreError for a schema that this code does not know.
+    ``finish`` is called at the end of the transaction that does it, so that nothing in between is ever seen. A SQLite
+    file is copied first, to <file>.<version>.bak. Raises StoreError for a schema that this code does not know.
     """
     with database.connection.begin():
         found = version_of(database.connection)

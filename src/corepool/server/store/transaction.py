@@ -284,7 +284,7 @@ class Transaction:
             count = int(self._connection.execute(query).rowcount)
         except IntegrityError as error:
             raise ConflictError(f"a row contradicts what is stored ({error.orig})") from error
-        self.changed = self.changed or count > 0
+        self.changed = self.changed or count != 0  # -1: some drivers do not count inserted rows
         return count
 
 
