@@ -21,6 +21,7 @@ from corepool.errors import ConfigError, StoreError
 
 FILE_NAME = "corepool.db"
 BUSY_MS = 5000
+LOG_PAGES = 256  # the log is folded in at 1 MiB: releasing on a full disk must not need more room than the ballast
 ADVISORY_LOCK = 0x636F7265706F6F6C  # "corepool"
 
 # FULL: each commit waits for the disk. With NORMAL a power cut takes back what was acknowledged.
@@ -31,6 +32,7 @@ PRAGMAS = (
     f"busy_timeout = {BUSY_MS}",
     "cell_size_check = ON",
     "trusted_schema = OFF",
+    f"wal_autocheckpoint = {LOG_PAGES}",
     "journal_size_limit = 4194304",
 )
 

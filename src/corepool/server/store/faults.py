@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -27,8 +28,12 @@ def full(where: str) -> StorageFullError:
 
 
 def has_room(folder: Path, size: int = PROBE_BYTES) -> bool:
-    """Whether ``size`` more bytes can be written into the folder."""
+    """Whether ``size`` more bytes can be written into the folder, and to the end of its largest file."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     try:
+        largest = max((each.stat().st_size for each in folder.iterdir()), default=0)
+        if limit != resource.RLIM_INFINITY and largest + size > limit:
+            return False
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             left = size
             while left > 0:

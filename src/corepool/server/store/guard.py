@@ -14,7 +14,7 @@ from pathlib import Path
 
 from corepool.errors import StoreError
 
-# A release writes a few pages of 4 KiB into the log; the log is folded in every 1000 pages, so 4 MiB are never used up.
+# A release writes some ten pages of 4 KiB into the log, which is used anew from 1 MiB on: 4 MiB are never used up.
 BALLAST_BYTES = 4 << 20
 RESERVE_BYTES = 16 << 20  # below this much free room nothing new is admitted
 
@@ -104,7 +104,7 @@ class Ballast:
     @property
     def held(self) -> bool:
         try:
-            return self.path.stat().st_size >= self.size
+            return self.size == 0 or self.path.stat().st_size >= self.size
         except OSError:
             return False
 
@@ -113,7 +113,8 @@ class Ballast:
         if self.held or not roomy(self.path.parent, self.size):
             return
         try:
-            with self.path.open("wb") as file:
+            handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(handle, "wb") as file:
                 file.write(os.urandom(self.size))  # incompressible: a packing file system has to keep room for it
                 file.flush()
                 os.fsync(file.fileno())

@@ -6,7 +6,6 @@ It must not know what leases or models mean, nor who asks.
 from __future__ import annotations
 
 import secrets
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +20,7 @@ from corepool.errors import CorepoolError, StoreError
 from corepool.server.store import schema
 from corepool.server.store.database import Database, parse_url
 from corepool.server.store.faults import RESTORE, full, translated
-from corepool.server.store.guard import Ballast, FolderLock, Mark, MarkFile, private_folder, roomy
+from corepool.server.store.guard import BALLAST_BYTES, Ballast, FolderLock, Mark, MarkFile, private_folder, roomy
 from corepool.server.store.migrate import copy, migrate
 from corepool.server.store.packages import Packages
 from corepool.server.store.records import DONE, AuditRow, Intent, Json, KeyRow, LeaseRow, ModelRow, TenantRow
@@ -39,7 +38,7 @@ class Store:
     fails; what was not acknowledged is then as before.
     """
 
-    def __init__(self, url: str | None, state_dir: str | Path) -> None:
+    def __init__(self, url: str | None, state_dir: str | Path, ballast_bytes: int = BALLAST_BYTES) -> None:
         self.folder = Path(state_dir).absolute()
         address = parse_url(url, self.folder)
         self.where = str(address.database) if address.get_backend_name() == "sqlite" else address.render_as_string()
@@ -58,7 +57,7 @@ class Store:
                 self._database = Database(address)
                 self._closers.append(self._database.close)
                 self.migrated_from = self._open()
-                self.ballast = Ballast(self.folder / "ballast")
+                self.ballast = Ballast(self.folder / "ballast", ballast_bytes)
                 self.ballast.fill()
                 self.packages = Packages(self.folder / "packages", self.folder / "quarantine")
         except BaseException:
@@ -186,10 +185,10 @@ class Store:
             if not transaction.changed:
                 begun.rollback()
                 return
-            if not freeing and not roomy(self.folder):
-                raise full(self.where)
+            if not freeing:
+                self._require_room()
             transaction.put_meta("serial", str(self.serial + 1))
-            self._commit(begun, freeing)
+            self._commit(begun, transaction, freeing)
         except BaseException:
             with suppress(Exception):
                 begun.rollback()
@@ -201,6 +200,12 @@ class Store:
         for row in transaction.audited:
             for sink in self.audit_sinks:
                 sink(row)
+
+    def _require_room(self) -> None:
+        """Raise StorageFullError if nothing new is to be admitted: the disk is nearly full, or the ballast was used."""
+        self.ballast.fill()
+        if not (self.ballast.held and roomy(self.folder)):
+            raise full(self.where)
 
     def _begin(self) -> RootTransaction:
         if not self._database.answers():
@@ -216,29 +221,27 @@ class Store:
             raise StoreError(f"the store {self.where} came back without acknowledged changes: {RESTORE}")
         self._meta = found
 
-    def _commit(self, begun: RootTransaction, freeing: bool) -> None:
-        """Commit. On a full disk what frees room is tried again at the cost of the ballast; whether a commit that a
+    def _commit(self, begun: RootTransaction, transaction: Transaction, freeing: bool) -> None:
+        """Commit. What frees room is tried again on a full disk, at the cost of the ballast; whether a commit that a
         lost connection cut short took place, the database is asked."""
+        aim = self.serial + 1
         if freeing and not roomy(self.folder):
             self.ballast.release()
-        if self._database.sqlite:
-            try:
-                self._database.handle.commit()
-            except sqlite3.Error:
-                if not (freeing and self.ballast.release() and self._database.handle.in_transaction):
-                    raise
-                self._database.handle.commit()
-            begun.commit()
-            return
-        aim = self.serial + 1
         try:
             begun.commit()
         except DBAPIError as error:
-            if not error.connection_invalidated:
+            if not self._database.sqlite:
+                if not error.connection_invalidated:
+                    raise
+                self._resume()
+                if self.serial != aim:
+                    raise
+                return
+            if not (freeing and self.ballast.release()):
                 raise
-            self._resume()
-            if self.serial != aim:
-                raise
+            begun.rollback()  # SQLite has done so already
+            with self._database.begin():
+                transaction.repeat()
 
     def _require_open(self) -> None:
         if not self._closers:

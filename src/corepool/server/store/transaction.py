@@ -37,6 +37,7 @@ class Transaction:
         self._meta = meta
         self.changed = False
         self.audited: list[AuditRow] = []
+        self._statements: list[Any] = []
 
     # Tenants and keys
 
@@ -113,11 +114,8 @@ class Transaction:
         number = self._next("journal_number")
         self._insert(schema.JOURNAL, Intent(number, kind, tenant, lease, epoch, payload or {}, OPEN))
         if number % 1000 == 0:
-            self._connection.execute(
-                delete(schema.journal).where(
-                    schema.journal.c.state != OPEN, schema.journal.c.id <= number - JOURNAL_KEPT
-                )
-            )
+            table = schema.journal
+            self._execute(delete(table).where(table.c.state != OPEN, table.c.id <= number - JOURNAL_KEPT))
         return number
 
     def intent(self, number: int) -> Intent | None:
@@ -235,6 +233,11 @@ class Transaction:
         """True if the database answers at all."""
         return bool(self._connection.exec_driver_sql("SELECT 1").scalar_one())
 
+    def repeat(self) -> None:
+        """Write everything again, in a new transaction after the first was rolled back."""
+        for statement in self._statements:
+            self._connection.execute(statement)
+
     # How
 
     def _next(self, counter: str) -> int:
@@ -280,6 +283,7 @@ class Transaction:
         return self._execute(query) > 0
 
     def _execute(self, query: Any) -> int:
+        self._statements.append(query)
         try:
             count = int(self._connection.execute(query).rowcount)
         except IntegrityError as error:
