@@ -94,7 +94,7 @@ def demand_of(book: Book, settings: Settings, lease: Lease, new: Job | None = No
             busy_until = max(busy_until, book.now) + switch
     return Demand(
         lease.lease, lease.tenant, lease.minimum, lease.maximum, len(lease.plan), waiting,
-        first, latency, switch, busy_until, jobs,
+        first, latency, switch, busy_until, jobs, not settings.lend,
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ class Demand(NamedTuple):
     ``held`` cores are its own now. ``waiting`` jobs are to be done, the running one included; ``urgency`` is smaller
     the longer the most urgent one waits. ``latency_ns`` and ``switch_ns`` are of the model that is next: one inference,
     and to bring it onto other cores. ``busy_until`` is when the running job ends. ``jobs`` come in the order in which
-    they will run.
+    they will run. One that ``keeps`` has its minimum without work, too.
     """
 
     lease: str
@@ -38,6 +38,7 @@ class Demand(NamedTuple):
     switch_ns: int = 0
     busy_until: int = 0
     jobs: tuple[Work, ...] = ()
+    keeps: bool = False
 
 
 Shares = tuple[int, ...]
@@ -68,14 +69,15 @@ def public(demands: Sequence[Demand], cores: int, now: int) -> Shares:
 
 def _floor(demands: Sequence[Demand], cores: int) -> tuple[list[int], int]:
     """What is promised: its minimum to each lease with work, then one core to those without a minimum, the most urgent
-    first; and what is left. Leases without work lend theirs."""
+    first; and what is left. Leases without work lend theirs, unless they keep it."""
     shares = [0] * len(demands)
-    order = sorted((i for i in range(len(demands)) if demands[i].waiting), key=lambda i: (demands[i].urgency, i))
+    promised = (i for i in range(len(demands)) if demands[i].waiting or demands[i].keeps)
+    order = sorted(promised, key=lambda i: (demands[i].urgency, i))
     for i in order:
         shares[i] = min(demands[i].minimum, cores)
         cores -= shares[i]
     for i in order:
-        if not shares[i] and cores:
+        if not shares[i] and cores and demands[i].waiting:
             shares[i] = 1
             cores -= 1
     return shares, cores
@@ -102,11 +104,15 @@ def private_even(demands: Sequence[Demand], cores: int, now: int) -> Shares:
 
 
 def _as_it_is(demands: Sequence[Demand], cores: int) -> Shares:
-    """What leases hold, as far as their maxima and the cores allow."""
+    """What leases hold, as far as their maxima and the cores allow; before that, what they keep in any case."""
     shares = []
     for demand in demands:
-        shares.append(min(demand.held, demand.maximum, cores))
+        shares.append(min(demand.minimum, cores) if demand.keeps else 0)
         cores -= shares[-1]
+    for i, demand in enumerate(demands):
+        more = max(min(demand.held, demand.maximum, shares[i] + cores) - shares[i], 0)
+        shares[i] += more
+        cores -= more
     return tuple(shares)
 
 

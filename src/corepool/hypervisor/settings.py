@@ -49,7 +49,7 @@ class Settings:
     ``policy`` deals cores among private leases. One step of a tenant's priority is worth ``ageing_ns`` of waiting, so
     nobody waits for ever; a job without a deadline is treated as if due ``patience_ns`` after its submission.
     A private lease counts as having work for ``linger_ns`` after its last job, so that tenants who send one request at
-    a time do not lose their cores between two.
+    a time do not lose their cores between two. With ``lend`` a private lease without work lends its minimum, too.
     """
 
     cores: int = 16
@@ -59,6 +59,7 @@ class Settings:
     ageing_ns: int = SECOND
     patience_ns: int = SECOND
     linger_ns: int = 0
+    lend: bool = True
     costs: Costs = field(default_factory=Costs)
 
     def __post_init__(self) -> None:
@@ -75,11 +76,12 @@ class Settings:
 
     @classmethod
     def of(
-        cls, config: HardwareConfig, policy: str = "private-even", relink_ns: int = 300_000, linger_ns: int = 0
-    ) -> Settings:
+        cls, config: HardwareConfig, policy: str = "private-even", relink_ns: int = 300_000, linger_ns: int = 0,
+        lend: bool = True,
+    ) -> Settings:  # fmt: skip
         """Settings for a card."""
         costs = Costs.of(config, relink_ns)
-        return cls(config.cores, config.banks, config.bank_bytes, policy, linger_ns=linger_ns, costs=costs)
+        return cls(config.cores, config.banks, config.bank_bytes, policy, linger_ns=linger_ns, lend=lend, costs=costs)
 
     @property
     def cores_per_bank(self) -> int:

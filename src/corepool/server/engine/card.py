@@ -36,11 +36,12 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A lease's cores, programmed with a model by the action of this epoch."""
+    """A lease's cores, programmed by the action of this epoch with a model of this name."""
 
     lease: str
     epoch: int
     cores: tuple[int, ...]
+    model: str
     session: Session
 
 
@@ -111,7 +112,9 @@ class Card:
             for core in chosen:
                 self._table[core] = Owner(None, epoch)
 
-    def program(self, epoch: int, lease: str, cores: Iterable[int], package: ModelPackage, tail: Tail | None) -> Placed:
+    def program(
+        self, epoch: int, lease: str, cores: Iterable[int], model: str, package: ModelPackage, tail: Tail | None
+    ) -> Placed:
         """Link a model for cores, give them to the lease and load weights and streams.
 
         Raises DeviceError too if one of them belongs to another lease or the device has no room, LinkError if the
@@ -132,7 +135,7 @@ class Card:
                 self._table[core] = Owner(lease, epoch)
         with self._guarded():
             session = Session(self._device_for(lease), package, chosen, tail=tail)
-        placed = Placed(lease, epoch, chosen, session)
+        placed = Placed(lease, epoch, chosen, model, session)
         with self._lock:
             if any(self._table[core] != Owner(lease, epoch) for core in chosen):
                 with self._guarded():
@@ -155,16 +158,26 @@ class Card:
         with self._guarded():
             return session.collect(outputs)
 
-    def drop(self, lease: str) -> None:
-        """The lease is gone: forget its window. Dropping what is not there does no harm."""
+    def drop(self, lease: str, epoch: int) -> None:
+        """The lease is gone: forget its window, unless a younger lease of this name has come since. Dropping what is
+        not there does no harm."""
+        with self._lock:
+            placed = self._placed.get(lease)
+            if placed is not None and placed.epoch > epoch:
+                return
+            if placed is not None:
+                self._unplace(placed)
+            for core, owner in enumerate(self._table):
+                if owner.lease == lease:
+                    self._table[core] = Owner(None, owner.epoch)
+            self._own.pop(lease, None)
+
+    def evict(self, lease: str) -> None:
+        """Take a model off the cores of a lease, and its memory; the lease keeps the cores."""
         with self._lock:
             placed = self._placed.get(lease)
             if placed is not None:
                 self._unplace(placed)
-                for core in placed.cores:
-                    if self._table[core].lease == lease:
-                        self._table[core] = Owner(None, self._table[core].epoch)
-            self._own.pop(lease, None)
 
     def _current(self, lease: str, epoch: int) -> Placed:
         with self._lock:
@@ -184,9 +197,6 @@ class Card:
         del self._placed[placed.lease]
         with self._guarded():
             placed.session.close()
-        for core in placed.cores:
-            if self._table[core].lease == placed.lease:
-                self._table[core] = Owner(placed.lease, self._table[core].epoch)
 
     def _guarded(self) -> Any:
         return nullcontext() if self._separate else self._turn

@@ -20,9 +20,7 @@ class LivingClock:
     Somebody must look at it at least every ``longest_step_ns``; the engine's timer thread does.
     """
 
-    def __init__(
-        self, source: Callable[[], int] = time.monotonic_ns, longest_step_ns: int = LONGEST_STEP_NS
-    ) -> None:
+    def __init__(self, source: Callable[[], int] = time.monotonic_ns, longest_step_ns: int = LONGEST_STEP_NS) -> None:
         self._source = source
         self._longest = longest_step_ns
         self._lock = threading.Lock()

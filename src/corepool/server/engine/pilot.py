@@ -1,0 +1,293 @@
+"""Flies the card: hands events to the hypervisor, has what follows made durable, and carries it out on threads.
+
+It must not know requests, users or protocols; it decides nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter_ns
+from typing import Protocol
+
+from corepool.errors import CorepoolError, DeviceError, HypervisorError, UnavailableError
+from corepool.hypervisor import actions as ac
+from corepool.hypervisor import events as ev
+from corepool.hypervisor.checks import violations
+from corepool.hypervisor.records import Lease
+from corepool.hypervisor.settings import Settings
+from corepool.hypervisor.state import Hypervisor
+from corepool.server.engine.arrows import ACTS, Arrow, Standing, Step, Watch, standing_of
+from corepool.server.engine.card import Card, Placed
+from corepool.server.engine.clock import LivingClock
+from corepool.server.engine.journal import Journal
+from corepool.server.engine.timer import Timer
+
+Make = Callable[[int], ev.Event]
+
+_log = logging.getLogger(__name__)
+
+
+class Crew(Protocol):
+    """What the pilot needs of those who know models and jobs."""
+
+    def place(self, lease: str, model: str, epoch: int, cores: tuple[int, ...]) -> Placed:
+        """Program a lease's cores with one of its tenant's models."""
+        ...
+
+    def run(self, start: ac.Start) -> Callable[[], None] | None:
+        """Run a job on the card. Returns what is to be called once the hypervisor knows that it has ended.
+
+        Raises FaultError or DeviceError if the lease was stopped.
+        """
+        ...
+
+    def ended(self, ended: ac.JobEnded, why: str) -> Callable[[], None] | None:
+        """A job is over. Called under the pilot's lock: must be short, and must not call the pilot. Returns what is to
+        be called without the lock."""
+        ...
+
+
+class Pilot:
+    """All methods may be called from any thread. ``checked``: the hypervisor's invariants are checked at every event,
+    and a broken one raises AssertionError: for tests."""
+
+    def __init__(
+        self, settings: Settings, card: Card, journal: Journal, clock: LivingClock, timer: Timer, *,
+        auto_repair: bool = True, checked: bool = False,
+    ) -> None:  # fmt: skip
+        self.settings = settings
+        self.card = card
+        self.journal = journal
+        self.crew: Crew | None = None
+        self._clock = clock
+        self._timer = timer
+        self._auto_repair = auto_repair
+        self._checked = checked
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._hypervisor = Hypervisor(settings, journal.first_epoch())
+        self._watch = Watch(self._hypervisor.book)
+        self._faults: dict[str, str] = {}  # lease: why it was stopped
+        self._answers: list[Callable[[], None]] = []  # to be given when the lock is free
+        self._busy = 0  # actions that threads are at
+        self._ticking = False
+        self._stopped = False
+        self._pool = ThreadPoolExecutor(settings.cores + 4, thread_name_prefix="card")
+        self.relink_ns: dict[str, int] = {}  # lease: what its latest programming took, until a job is charged for it
+
+    # For everyone
+
+    @property
+    def book(self) -> Hypervisor:
+        """The hypervisor, to look at under ``reading`` only."""
+        return self._hypervisor
+
+    @property
+    def reading(self) -> threading.Lock:
+        return self._lock
+
+    def apply(self, make: Make) -> list[ac.Action]:
+        """Hand in an event, made for the present; returns what followed. Raises HypervisorError for a refused one."""
+        with self._lock:
+            if self._stopped:
+                raise UnavailableError("the engine has stopped")
+            actions = self._apply(make)
+            answers, self._answers = self._answers, []
+        for answer in answers:
+            answer()
+        return actions
+
+    def when(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait until a condition on the book holds; it is looked at under the lock whenever leases or cores change."""
+        with self._changed:
+            return self._changed.wait_for(lambda: condition() or self._stopped, timeout_s) and condition()
+
+    def lease(self, name: str) -> Lease | None:
+        """A lease; under ``reading`` only."""
+        return self._hypervisor.book.leases.get(name)
+
+    def standing(self, name: str) -> Standing | None:
+        with self._lock:
+            lease = self._hypervisor.book.leases.get(name)
+            return None if lease is None else standing_of(lease)
+
+    def next_epoch(self) -> int:
+        """An epoch for an action that the hypervisor does not ask for."""
+        with self._lock:
+            self._hypervisor.book.epoch += 1
+            return self._hypervisor.book.epoch
+
+    def fault(self, lease: str) -> str:
+        """Why a lease was stopped, or "" if it was not."""
+        return self._faults.get(lease, "")
+
+    def quiet(self, timeout_s: float = 30.0) -> bool:
+        """Wait until no thread is at anything and all rows are written."""
+        return self.when(lambda: self._busy == 0, timeout_s) and self.journal.quiet(timeout_s) and self._busy == 0
+
+    def stop(self) -> None:
+        """End what runs, start nothing more."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        self._pool.shutdown(wait=not self.journal.points.crashing, cancel_futures=True)
+
+    # Under the lock
+
+    def _apply(self, make: Make) -> list[ac.Action]:
+        now = max(self._clock(), self._hypervisor.book.now)
+        actions = self._hypervisor.handle(make(now))
+        if self._checked:
+            broken = violations(self._hypervisor.book, self.settings)
+            assert not broken, broken
+        arrows, tainted = self._watch.look()
+        self._follow(actions, arrows, tainted)
+        return actions
+
+    def _follow(self, actions: list[ac.Action], arrows: list[Arrow], tainted: tuple[int, ...] | None) -> None:
+        """Have everything done that follows from an event."""
+        work: list[Callable[[], None]] = []
+        touched = {arrow.lease for arrow in arrows}
+        released: list[str] = []
+        for action in actions:
+            match action:
+                case ac.Clear():
+                    mine = [a for a in arrows if a.epoch == action.epoch and a.name in ACTS and a.name != "program"]
+                    work.append(self._task(self._clear, action, mine))
+                case ac.Program():
+                    mine = [a for a in arrows if a.lease == action.lease and a.name == "program"]
+                    work.append(self._task(self._program, action, mine))
+                case ac.DropWindow():
+                    work.append(self._task(self._drop, action, self._hypervisor.book.epoch))
+                case ac.Start():
+                    self._task(self._run, action)()
+                case ac.JobEnded():
+                    self._ended(action)
+                case ac.LeaseGranted() | ac.LeaseQueued():
+                    touched.add(action.lease)
+                case ac.LeaseFaulted():
+                    touched.add(action.lease)
+                    if self._auto_repair:
+                        work.append(self._task(self._repair, action.cores))
+                case ac.LeaseReleased():
+                    released.append(action.lease)
+                    self._faults.pop(action.lease, None)
+        book = self._hypervisor.book
+        if arrows or tainted is not None or released or (work and book.epoch > self.journal.epochs_until):
+            leases = [book.leases[name] for name in sorted(touched) if name in book.leases]
+            standings = tuple(standing_of(lease) for lease in leases)
+            self.journal.hand_in(Step(tuple(arrows), standings, tuple(released), tainted, book.epoch, tuple(work)))
+            self._changed.notify_all()
+        else:
+            for each in work:
+                each()
+
+    def _task(self, function: Callable[..., None], *arguments: object) -> Callable[[], None]:
+        """What starts a function on a thread; it counts as busy from now on."""
+        self._busy += 1
+
+        def on_thread() -> None:
+            try:
+                function(*arguments)
+            except BaseException as error:
+                if not self.journal.points.crashing and not isinstance(error, UnavailableError):
+                    _log.exception("%s failed", function.__name__)
+            finally:
+                with self._changed:
+                    self._busy -= 1
+                    if not self._busy:
+                        self._changed.notify_all()
+
+        def begin() -> None:
+            try:
+                self._pool.submit(on_thread)
+            except RuntimeError:  # shut down meanwhile
+                self._busy -= 1
+
+        return begin
+
+    def _ended(self, action: ac.JobEnded) -> None:
+        answer = None if self.crew is None else self.crew.ended(action, self._faults.get(action.lease, ""))
+        if answer is not None:
+            self._answers.append(answer)
+        lease = self._hypervisor.book.leases.get(action.lease)
+        if lease is not None and not lease.waiting:
+            self._tick_later(lease.lively_until)
+
+    def _tick_later(self, when: int) -> None:
+        """Cores that linger are dealt anew when that is over."""
+        if self.settings.linger_ns and not self._ticking:
+            self._ticking = True
+            self._timer.at(max(when, self._clock() + self.settings.linger_ns // 2), self._tick)
+
+    def _tick(self) -> None:
+        with self._lock:
+            if self._stopped:
+                return
+            self._ticking = False
+        self.apply(ev.Tick)
+        with self._lock:
+            now = self._hypervisor.book.now
+            lively = [each.lively_until for each in self._hypervisor.book.leases.values()]
+            later = [when for when in lively if when > now]
+            if later:
+                self._tick_later(min(later))
+
+    # On threads
+
+    def _clear(self, action: ac.Clear, arrows: Iterable[Arrow]) -> None:
+        try:
+            self.card.clear(action.epoch, action.cores)
+        except DeviceError as error:
+            _log.error("cores %s could not be cleared: %s", action.cores, error)
+            self.apply(lambda now: ev.ClearFailed(now, action.epoch))
+            return
+        for arrow in arrows:
+            self.journal.acted(arrow)
+        self.apply(lambda now: ev.Cleared(now, action.epoch))
+
+    def _program(self, action: ac.Program, arrows: Iterable[Arrow]) -> None:
+        assert self.crew is not None
+        begin = perf_counter_ns()
+        try:
+            self.crew.place(action.lease, action.model, action.epoch, action.cores)
+        except CorepoolError as error:
+            self._fail(action.lease, action.epoch, error)
+            return
+        self.relink_ns[action.lease] = perf_counter_ns() - begin
+        for arrow in arrows:
+            self.journal.acted(arrow)
+        self.apply(lambda now: ev.Programmed(now, action.lease, action.epoch))
+
+    def _run(self, start: ac.Start) -> None:
+        assert self.crew is not None
+        try:
+            answer = self.crew.run(start)
+        except CorepoolError as error:
+            self._fail(start.lease, start.epoch, error)
+            return
+        try:
+            self.apply(lambda now: ev.JobDone(now, start.lease, start.epoch, start.job))
+        finally:
+            if answer is not None:
+                answer()
+
+    def _fail(self, lease: str, epoch: int, error: CorepoolError) -> None:
+        _log.warning("lease %s was stopped: %s", lease, error)
+        with self._lock:
+            held = self._hypervisor.book.leases.get(lease)
+            if held is not None and held.epoch == epoch:
+                self._faults[lease] = str(error)
+        self.apply(lambda now: ev.Faulted(now, lease, epoch))
+
+    def _drop(self, action: ac.DropWindow, epoch: int) -> None:
+        self.card.drop(action.lease, epoch)
+
+    def _repair(self, cores: tuple[int, ...]) -> None:
+        try:
+            self.apply(lambda now: ev.RepairCores(now, cores))
+        except HypervisorError as error:
+            _log.error("cores %s stay tainted: %s", cores, error)
