@@ -80,7 +80,8 @@ class Job:
 class Lease:
     """``cores`` are programmed or were; ``reserved`` are its own too but not programmed with the others yet; ``plan``
     is what it shall have. ``model`` is the one that its cores are programmed for, ``resident`` the one whose weights
-    lie in each bank. ``order`` is its place among those that wait: smaller is earlier. Until ``lively_until`` it counts as having work.
+    lie in each bank. ``order`` is its place among those that wait: smaller is earlier. Until
+    ``lively_until`` it counts as having work.
     """
 
     lease: str

@@ -167,17 +167,16 @@ class Journal:
             self._changed.wait_for(lambda: self._queue or self._stopping or self._dead)
             if self._dead or (self._stopping and not self._queue):
                 return None
-            if not any(isinstance(each, Step) for each in self._queue):
-                self._changed.wait_for(
-                    lambda: self._stopping or self._dead or any(isinstance(each, Step) for each in self._queue),
-                    DONE_LINGER_S,
-                )
-            if self._dead:
-                return None
+            self._changed.wait_for(self._urgent, DONE_LINGER_S)
             batch, self._queue = self._queue, []
             return batch
 
+    def _urgent(self) -> bool:
+        return self._stopping or self._dead or any(isinstance(each, Step) for each in self._queue)
+
     def _commit_all(self, batch: list[Step | _Done]) -> None:
+        if self._dead:
+            return
         steps = [each for each in batch if isinstance(each, Step)]
         for step in steps:
             for arrow in step.arrows:

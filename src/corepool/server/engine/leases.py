@@ -9,6 +9,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from hashlib import sha256
 from typing import Any
@@ -202,10 +203,8 @@ class LeaseDesk:
             with self._journal.transaction(freeing=True) as change:
                 change.put_lease(replace(self._row(owner, name), state="draining"))
                 self._note(change, who, "lease.release", name, key, digest, {"released": name})
-            try:
+            with suppress(HypervisorError):  # it is on its way out already
                 self._pilot.apply(lambda now: ev.ReleaseLease(now, owner, full))
-            except HypervisorError:
-                pass  # it is on its way out already
             self._expires.pop(full, None)
             lived = self._clock() - self._made.pop(full, 0)
             if row.ttl_s is None and not row.extra.get("auto"):
@@ -377,11 +376,7 @@ class LeaseDesk:
 def _checked(request: LeaseRequest) -> tuple[ev.Sharing, ev.Switching]:
     """Raises RequestError for names and values that mean nothing; numbers of cores are the hypervisor's to judge."""
     name = request.name
-    if (
-        not isinstance(name, str)
-        or not 0 < len(name) <= NAME_LENGTH
-        or not all(c.isalnum() or c in "._-" for c in name)
-    ):
+    if not 0 < len(name) <= NAME_LENGTH or not all(c.isalnum() or c in "._-" for c in name):
         raise RequestError(f"a lease's name has 1 to {NAME_LENGTH} letters, digits, '.', '_' or '-', not {name!r:.200}")
     ttl = request.ttl_s
     if ttl is not None and not (math.isfinite(ttl) and 0 < ttl <= LONGEST_TTL_S):
