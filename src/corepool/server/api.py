@@ -200,7 +200,13 @@ class Access(Protocol):
     async def identify(self, authorization: str | None, source: str) -> Identity:
         """Who sends the header ``Authorization`` (``Bearer <key>``) from the address ``source``.
 
-        Raises AuthenticationError alike for missing, unknown and revoked keys, TooManyRequestsError for guessing and
-        for a tenant's rate.
+        Raises AuthenticationError alike for missing, unknown and revoked keys, TooManyRequestsError for guessing.
+        """
+        ...
+
+    def admit(self, who: Identity, body_bytes: int) -> int:
+        """Count a request whose body is announced to have so many bytes; returns the bytes that it may have.
+
+        Raises TooManyRequestsError over the tenant's rate, TooLargeError over its limit.
         """
         ...

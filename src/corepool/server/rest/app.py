@@ -19,9 +19,11 @@ from corepool.errors import CorepoolError
 from corepool.server.context import RequestLog
 from corepool.server.rest import schemas
 from corepool.server.rest.context import Guard, Parts
+from corepool.server.rest.control import PREFIX, lease_routes, model_routes
 from corepool.server.rest.errors import error_response, plain_error
 from corepool.server.rest.gate import BodyLimits, Gate, Scope
 from corepool.server.rest.protocol import not_found, protocol_routes
+from corepool.server.rest.tenancy import tenancy_routes
 
 
 def rest_app(parts: Parts, limits: BodyLimits, log: RequestLog) -> Gate:
@@ -30,7 +32,7 @@ def rest_app(parts: Parts, limits: BodyLimits, log: RequestLog) -> Gate:
 
 
 def _is_upload(scope: Scope) -> bool:
-    return bool(scope["method"] == "PUT" and scope["path"].startswith("/v2/corepool/models/"))
+    return bool(scope["method"] == "PUT" and scope["path"].startswith(f"{PREFIX}/models/"))
 
 
 def bare_app(parts: Parts) -> FastAPI:
@@ -50,6 +52,10 @@ def bare_app(parts: Parts) -> FastAPI:
     )
     guard = Guard(parts.access)
     app.include_router(protocol_routes(parts.plane, guard))
+    app.include_router(lease_routes(parts.leases, guard))
+    app.include_router(model_routes(parts.library, parts.plane, guard))
+    if parts.tenants is not None:
+        app.include_router(tenancy_routes(parts.tenants, guard))
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app
 

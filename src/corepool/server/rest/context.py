@@ -14,6 +14,8 @@ from corepool.errors import PermissionDeniedError
 from corepool.server.api import Access, Identity, Leases, Role
 from corepool.server.context import TENANT_HEADER, acting_for, require_tenant
 from corepool.server.dataplane import DataPlane
+from corepool.server.library import Library
+from corepool.server.tenants import Tenants
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Parts:
     plane: DataPlane
     access: Access
     leases: Leases
+    library: Library
+    tenants: Tenants | None = None  # None: no routes for them
 
 
 class Guard:
@@ -34,9 +38,14 @@ class Guard:
     async def who(self, request: Request) -> Identity:
         """The key's identity; an operator may name a tenant to act for. Raises AuthenticationError,
         PermissionDeniedError and TooManyRequestsError."""
-        client = request.client
-        who = await self._access.identify(request.headers.get("authorization"), client.host if client else "")
-        tenant = request.headers.get(TENANT_HEADER)
+        client, headers = request.client, request.headers
+        who = await self._access.identify(headers.get("authorization"), client.host if client else "")
+        announced = headers.get("content-length", "0")
+        uploads = request.scope.get("is_upload", False)  # files have a limit of their own
+        limit = self._access.admit(who, 0 if uploads or not announced.isdigit() else int(announced[:20]))
+        if not uploads:
+            request.scope["body_limit"] = limit
+        tenant = headers.get(TENANT_HEADER)
         return who if tenant is None else acting_for(who, tenant)
 
     async def tenant(self, request: Request) -> Identity:

@@ -25,6 +25,7 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LINGER_S = 1.0  # how long the rest of a refused body is read and thrown away
+_SMALL = 1 << 16  # bytes of an answer that fit into buffers anyway
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -57,7 +58,7 @@ class Gate:
         path = scope["path"]
         if path.endswith("/") and path != "/":  # /v2 and /v2/ are one
             scope["path"] = path[:-1]
-        upload = self._is_upload(scope)
+        upload = scope["is_upload"] = self._is_upload(scope)
         limits = self._limits
         passage = _Passage(
             scope,
@@ -87,6 +88,7 @@ class _Passage:
     def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int, timeout_s: float) -> None:
         self._receive = receive
         self._send = send
+        self._scope = scope
         self._limit = limit
         self._timeout_s = timeout_s
         self._deadline: float | None = None
@@ -126,8 +128,9 @@ class _Passage:
         if message["type"] == "http.request":
             self._expects = False
             self._read += len(message.get("body", b""))
-            if self._read > self._limit:
-                raise TooLargeError(f"the body is larger than the limit of {self._limit} bytes")
+            limit = min(self._limit, self._scope.get("body_limit", self._limit))  # the sender's own may be lower
+            if self._read > limit:
+                raise TooLargeError(f"the body is larger than the limit of {limit} bytes")
             self._whole = not message.get("more_body", False)
         return message
 
@@ -142,7 +145,14 @@ class _Passage:
             await self._send({**message, "more_body": True})
             await self._linger()
             message = {"type": "http.response.body", "body": b"", "more_body": False}
-        await self._send(message)
+        if len(message.get("body", b"")) <= _SMALL:
+            await self._send(message)
+            return
+        try:
+            async with asyncio.timeout(self._timeout_s):  # for clients that never read their answer
+                await self._send(message)
+        except TimeoutError:
+            raise RequestError(f"the answer was not read within {self._timeout_s:g} seconds") from None
 
     async def _linger(self) -> None:
         """Throw away what still comes of the body, for a while."""

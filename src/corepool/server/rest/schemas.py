@@ -102,6 +102,100 @@ class ModelIndex(BaseModel):
     reason: str
 
 
+class Lease(BaseModel):
+    """A lease; ``position`` and ``predicted_wait_s`` while it is queued."""
+
+    tenant: str
+    name: str
+    state: str
+    minimum: int
+    maximum: int
+    cores: list[int]
+    sharing: str
+    switching: str
+    epoch: int
+    ttl_s: float | None
+    expires_in_s: float | None
+    position: int | None
+    predicted_wait_s: float | None
+    model: str | None
+
+
+class Compilation(BaseModel):
+    """A compilation; ``status`` is the HTTP status that its error would have had."""
+
+    id: str
+    tenant: str
+    model: str
+    version: str
+    state: str
+    stage: str
+    progress: float
+    seconds: float
+    error: str | None
+    status: int | None
+
+
+class Tenant(BaseModel):
+    """A tenant; null for a limit means the server's own."""
+
+    name: str
+    quota_cores: int
+    priority: int
+    requests_per_s: float | None
+    burst: int | None
+    body_bytes: int | None
+    in_flight: int | None
+
+
+class AddedTenant(BaseModel):
+    """A new tenant; ``key`` is null when a first answer is repeated."""
+
+    tenant: Tenant
+    key_id: str
+    key: str | None
+
+
+class Key(BaseModel):
+    """A key without its secret."""
+
+    key_id: str
+    tenant: str
+    label: str
+    state: str
+    created_at: str
+
+
+class NewKey(BaseModel):
+    """A key, shown this once."""
+
+    key_id: str
+    key: str
+
+
+class Me(BaseModel):
+    """Whose key it is."""
+
+    role: str
+    tenant: str
+    key_id: str
+    limits: Tenant | None
+
+
+class AuditEntry(BaseModel):
+    """Who did what, when, with which outcome."""
+
+    id: int
+    at: str
+    actor: str
+    tenant: str
+    action: str
+    target: str
+    outcome: str
+    source: str
+    detail: str
+
+
 _PARAMETERS: dict[str, Any] = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
 _NAME: dict[str, Any] = {"type": "string"}
 _SHAPE: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": 16}

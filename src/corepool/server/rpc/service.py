@@ -109,7 +109,10 @@ class _Guarded:
             yield answer
 
     async def _answer(self, request: Any, context: Context) -> Any:
-        who = None if self._name in PUBLIC else await self._who(context)
+        who = None
+        if self._name not in PUBLIC:
+            who = await self._who(context)
+            self._access.admit(who, 0 if request is None else request.ByteSize())
         if request is None:
             raise RequestError(f"the request is no {CALLS[self._name][0]} message")
         return await self._call(request, who, context)

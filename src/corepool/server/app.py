@@ -1,0 +1,117 @@
+"""Puts the server together from its settings: the one place that constructs and connects its parts.
+
+It must not do anything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from corepool.config import HardwareConfig, preset
+from corepool.device.base import Device
+from corepool.server.access import KeyAccess
+from corepool.server.compilations import Compilations
+from corepool.server.compile_process import compile_model
+from corepool.server.dataplane import DataPlane, Observer
+from corepool.server.engine.card import Card
+from corepool.server.engine.engine import Engine, EngineOptions
+from corepool.server.keys import NewKey
+from corepool.server.library import Library
+from corepool.server.limits import Limits
+from corepool.server.logging import ServerLog, set_up
+from corepool.server.repository import ModelFolder
+from corepool.server.rest.context import Parts
+from corepool.server.rest.gate import Application, Message, Receive, Scope, Send
+from corepool.server.run import Ports, run
+from corepool.server.settings import Settings
+from corepool.server.store import Store
+from corepool.server.tenants import Tenants
+from corepool.server.uploads import Uploads
+
+
+@dataclass(frozen=True)
+class Server:
+    """All parts, connected. ``first_key`` is the operators' key if it was made now."""
+
+    settings: Settings
+    engine: Engine
+    tenants: Tenants
+    parts: Parts
+    metrics: Application
+    log: ServerLog
+    first_key: NewKey | None
+
+
+def serve(settings: Settings, ready: Callable[[Server, Ports], None]) -> None:
+    """Run a server until it is asked to end. Raises ConfigError, StoreError, and OSError for the state folder."""
+    log = set_up(settings.log.level, settings.log.format)
+    with assembled(settings, log) as server:
+        run(settings, server.parts, server.metrics, log, lambda ports: ready(server, ports))
+
+
+@contextlib.contextmanager
+def assembled(settings: Settings, log: ServerLog, observer: Observer | None = None) -> Iterator[Server]:
+    """The connected parts, the engine at work; everything is closed at the end."""
+    hardware = preset(settings.config)
+    limits, rates = settings.limits, settings.rates
+    url = None if settings.database_url is None else settings.database_url.get_secret_value()
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(Store(url, settings.state_dir))
+        bounds = Limits(rates.requests_per_s, rates.burst, limits.body_bytes, limits.tenant_in_flight)
+        tenants = Tenants(store, bounds)
+        first_key = tenants.first_start()
+        access = KeyAccess(tenants)
+        stack.callback(access.close)
+        engine = Engine(
+            hardware,
+            Card(hardware, _device(settings.device, hardware), separate=settings.device == "simulator"),
+            store,
+            EngineOptions(policy=settings.policy, in_flight=limits.tenant_in_flight),
+        )
+        tenants.subscribe(engine.tenant_changed)
+        engine.start()
+        stack.callback(engine.stop, 1.0)
+        library = _library(settings, engine, log)
+        plane = DataPlane(engine, library, in_flight=limits.in_flight, observer=observer)
+        parts = Parts(plane, access, engine, library, tenants)
+        yield Server(settings, engine, tenants, parts, no_metrics, log, first_key)
+
+
+def _library(settings: Settings, engine: Engine, log: ServerLog) -> Library:
+    state = settings.state_dir.resolve()
+    if settings.model_repository is not None and not settings.model_repository.is_dir():
+        raise NotADirectoryError(20, "the model repository must be a folder", str(settings.model_repository))
+    return Library(
+        Uploads(state / "uploads", settings.limits.stored_bytes),
+        None if settings.model_repository is None else ModelFolder(settings.model_repository.resolve()),
+        state / "compiled",
+        Compilations(state / "compiling", settings.config, settings.compilation, compile_model, log.warning),
+        engine,
+        settings.config,
+    )
+
+
+def _device(kind: str, hardware: HardwareConfig) -> Callable[[], Device]:
+    """How the device is opened, once it is needed: both kinds are slow to load."""
+
+    def simulator() -> Device:
+        from corepool.device.simulator import Simulator
+
+        return Simulator(hardware)
+
+    def rtl() -> Device:
+        from corepool.device.rtl import RtlDevice
+
+        return RtlDevice(hardware)
+
+    return rtl if kind == "rtl" else simulator
+
+
+async def no_metrics(scope: Scope, receive: Receive, send: Send) -> None:
+    """Says that there is nothing to see."""
+    if scope["type"] == "http":
+        message: Message = {"type": "http.response.start", "status": 404, "headers": []}
+        await send(message)
+        await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,110 @@
+"""One HTTP connection: the limits that hold before a request is one, and its errors in the protocol's form.
+
+It must not know requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from corepool.server.rest.errors import error_body
+from corepool.server.settings import Limits
+
+_REASONS = {400: "Bad Request", 503: "Service Unavailable"}
+
+
+class RefusedError(Exception):
+    """Stops the parser; the text goes to the client."""
+
+
+def connections(limits: Limits) -> type[HttpToolsProtocol]:
+    """A class of connections with these limits."""
+    return type("LimitedConnection", (_Connection,), {"limits": limits})
+
+
+class _Connection(HttpToolsProtocol):
+    limits: Limits
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._late: asyncio.TimerHandle | None = None
+        self._count = 0
+        self._bytes = 0
+        self._complaint = ""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.connections:
+            self._answer(503, f"{self.limits.connections} connections are open already: try again soon")
+        else:
+            self._wait_for_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.parser is not None and not self.transport.is_closing():
+            super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._count = self._bytes = 0
+        if self._late is None:
+            self._wait_for_headers()
+
+    def on_url(self, url: bytes) -> None:
+        self._take(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count += 1
+        if self._count > self.limits.headers:
+            self._refuse(f"the request has more than {self.limits.headers} headers")
+        self._take(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._answer(400, self._complaint or "this is not a sound HTTP request")
+
+    def _take(self, count: int) -> None:
+        self._bytes += count
+        if self._bytes > self.limits.header_bytes:
+            self._refuse(f"request line and headers are longer than {self.limits.header_bytes} bytes")
+
+    def _refuse(self, text: str) -> None:
+        self._complaint = text
+        raise RefusedError(text)
+
+    def _answer(self, status: int, text: str) -> None:
+        """Answer without an application, and close. While another request is being answered, only close."""
+        self._stop_waiting()
+        if self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            body = error_body(text)
+            head = (
+                f"HTTP/1.1 {status} {_REASONS[status]}\r\ncontent-type: application/json\r\n"
+                f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            )
+            self.transport.write(head.encode() + body)
+        self.transport.close()
+
+    def _wait_for_headers(self) -> None:
+        self._late = self.loop.call_later(self.limits.header_timeout_s, self._too_late)
+
+    def _stop_waiting(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _too_late(self) -> None:
+        self._late = None
+        self._answer(400, f"the headers did not arrive within {self.limits.header_timeout_s:g} seconds")

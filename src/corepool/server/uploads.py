@@ -1,0 +1,118 @@
+"""What tenants upload: files on disk, bounded per tenant, put in place whole or not at all.
+
+It must not know compilers or transports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from corepool.errors import NotFoundError, RequestError, StorageFullError, TooLargeError
+from corepool.server.repository import CALIBRATION, ModelFolder, check_name, check_version
+from corepool.server.tensors import shown
+
+ONNX, PACKAGE = "model.onnx", "model.cpk"
+PACKAGE_MAGIC = b"COREPOOL"
+ZIP_MAGIC = b"PK\x03\x04"
+RESERVE_BYTES = 256 << 20  # of the disk is left for durable state
+
+
+class Uploads:
+    """Each tenant's own folder of models below ``root``."""
+
+    def __init__(self, root: Path, stored_bytes: int) -> None:
+        self.root = root
+        self._limit = stored_bytes
+        self._writing: dict[str, int] = {}  # bytes of a tenant's uploads that are under way
+
+    def folder(self, tenant: str) -> ModelFolder:
+        """The tenant's models."""
+        return ModelFolder(self.root / check_name(tenant))
+
+    def used(self, tenant: str) -> int:
+        """Bytes that a tenant's files take."""
+        total = self._writing.get(tenant, 0)
+        for folder, _, files in os.walk(self.root / check_name(tenant)):
+            for name in files:
+                with contextlib.suppress(OSError):
+                    total += os.lstat(os.path.join(folder, name)).st_size
+        return total
+
+    async def put_model(self, tenant: str, name: str, version: str, body: AsyncIterator[bytes]) -> Path:
+        """Store an ONNX file or a package in the place of what was there; which of both, its beginning tells."""
+        folder = self._version_folder(tenant, name, version)
+        path, head = await self._receive(tenant, folder, body)
+        if not head:
+            path.unlink()
+            raise RequestError("the body is empty: send an ONNX file or a package")
+        target, other = (PACKAGE, ONNX) if head.startswith(PACKAGE_MAGIC) else (ONNX, PACKAGE)
+        path.replace(folder / target)
+        (folder / other).unlink(missing_ok=True)
+        return folder / target
+
+    async def put_calibration(self, tenant: str, name: str, version: str, body: AsyncIterator[bytes]) -> Path:
+        """Store the calibration data of a version: a .npz file. Raises RequestError for anything else."""
+        folder = self._version_folder(tenant, name, version)
+        path, head = await self._receive(tenant, folder, body)
+        if not head.startswith(ZIP_MAGIC):
+            path.unlink()
+            raise RequestError("calibration data must be a .npz file with an array [N, ...] for each input")
+        path.replace(folder / CALIBRATION)
+        return folder / CALIBRATION
+
+    def remove(self, tenant: str, name: str, version: str | None = None) -> None:
+        """Delete a version, or all. Raises NotFoundError."""
+        check_name(tenant)
+        there = self.folder(tenant).sources(name)
+        if not there or (version is not None and version not in there):
+            raise NotFoundError(no_model(name, version))
+        folder = self.root / tenant / name
+        shutil.rmtree(folder / version if version is not None else folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if that was the last version
+
+    def _version_folder(self, tenant: str, name: str, version: str) -> Path:
+        folder = self.root / check_name(tenant) / check_name(name) / check_version(version)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return folder
+
+    async def _receive(self, tenant: str, folder: Path, body: AsyncIterator[bytes]) -> tuple[Path, bytes]:
+        """A temporary file with the body, on disk when this returns, and its first bytes."""
+        path = folder / f".{secrets.token_hex(8)}.part"
+        left = self._limit - self.used(tenant)
+        head, written = b"", 0
+        try:
+            with path.open("xb") as file:
+                async for block in body:
+                    written += len(block)
+                    self._writing[tenant] = self._writing.get(tenant, 0) + len(block)
+                    if written > left:
+                        raise TooLargeError(
+                            f"tenant {tenant!r} may store {self._limit} bytes of models: remove some first"
+                        )
+                    if shutil.disk_usage(folder).free < RESERVE_BYTES + len(block):
+                        raise StorageFullError("the disk is nearly full: uploads are refused, the rest still works")
+                    file.write(block)
+                    head = head or bytes(block[:16])
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException as error:
+            path.unlink(missing_ok=True)
+            if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+                raise StorageFullError(f"the upload cannot be stored: {error.strerror or error}") from None
+            raise
+        finally:
+            self._writing[tenant] -= written
+            if not self._writing[tenant]:
+                del self._writing[tenant]
+        return path, head
+
+
+def no_model(name: str, version: str | None = None) -> str:
+    """The text for what is not there, or not the asker's."""
+    return f"there is no model {shown(name)}" + ("" if version is None else f" version {shown(version)}")
