@@ -6,8 +6,8 @@ It must not know how the store keeps anything; the expectation is worked out in 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -135,17 +135,38 @@ def states(ops: list[Op]) -> list[State]:
     return found
 
 
-def write_until_killed(folder: str, seed: int, done: int, pipe: int) -> None:
-    """Open the store, say so, and go on with the work after ``done`` operations; each one acknowledged is a byte."""
-    with suppress(BrokenPipeError):
-        store = Store(None, Path(folder), ballast_bytes=0)
-        os.write(pipe, b"o")
-        for op in work(seed, 2000)[done:]:
-            apply(store, op)
-            os.write(pipe, b"a")
+def write_until_killed(folder: Path, seed: int, done: int) -> None:
+    """Tell one's process id, open the store, say "o", and go on with the work after ``done`` operations, saying "a"
+    for each one acknowledged. All on standard output."""
+    os.write(1, f"{os.getpid()}\n".encode())
+    store = Store(None, folder, ballast_bytes=0)
+    os.write(1, b"o")
+    for op in work(seed, 2000)[done:]:
+        apply(store, op)
+        os.write(1, b"a")
+
+
+def raise_writers() -> None:
+    """For each line of standard input, "seed done folder", let a child work in that folder, and say "x" at its end."""
+    import alembic.command  # noqa: F401  loaded once, so that children begin at once
+
+    for line in sys.stdin:
+        seed, done, folder = line.rstrip("\n").split(" ", 2)
+        child = os.fork()
+        if child == 0:
+            try:
+                write_until_killed(Path(folder), int(seed), int(done))
+            finally:
+                os._exit(1)
+        os.waitpid(child, 0)
+        os.write(1, b"x")
 
 
 def rows_of(store: Store) -> Iterator[State]:
     """All rows as they are, for comparisons of a store with itself."""
     for rows in (store.tenants(), store.keys(), store.leases(), store.models(), store.open_intents(), store.audits()):
         yield from (asdict(row) for row in rows)
+
+
+if __name__ == "__main__":
+    raise_writers()

@@ -82,6 +82,10 @@ def translated(where: str, folder: Path) -> Iterator[None]:
     store, ``folder`` is where its files lie."""
     try:
         yield
+    except StoreError as error:
+        if where in str(error) or str(folder) in str(error):
+            raise
+        raise StoreError(f"the store {where}: {error}") from error
     except DBAPIError as error:
         if isinstance(error.orig, sqlite3.Error):
             raise of_sqlite(error.orig, where, folder) from error

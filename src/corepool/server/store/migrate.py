@@ -28,7 +28,7 @@ def version_of(connection: Connection) -> str | None:
         found = connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all()
         return str(found[0]) if found else None
     if names & {"meta", "tenants", "leases", "journal"}:
-        raise StoreError("the store's tables are there but not its schema version: restore a backup")
+        raise StoreError("tables are there, but not the schema version: restore a backup")
     return None
 
 
