@@ -35,12 +35,14 @@ ACTS = {"wipe", "clear", "repair", "program"}
 
 @dataclass(frozen=True, slots=True)
 class Arrow:
-    """Cores that went the same way at the same time. ``lease`` is empty where nobody owns them."""
+    """Cores that went the same way at the same time. ``lease`` is empty where nobody owns them; ``number`` makes it one
+    of its kind."""
 
     name: str
     lease: str
     epoch: int
     cores: tuple[int, ...]
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ class Watch:
 
     book: Book
     _cores: list[tuple[CoreState, str | None]] = field(default_factory=list)
+    _count: int = 0
     _quiet: set[str] = field(default_factory=set)  # leases that get another model on the cores that they have
 
     def __post_init__(self) -> None:
@@ -108,16 +111,19 @@ class Watch:
                 continue
             self._cores[number] = (core.state, core.owner)
             tainted |= _S.TAINTED in (core.state, state)
-            for name in _ARROWS.get((state, core.state), ()):
+            names = _ARROWS.get((state, core.state), ())
+            if state is _S.CLEARING and owner is not None and owner == core.owner:
+                names = tuple(name for name in names if name not in ("free", "reserve"))  # wiped for its own lease
+            for name in names:
                 whose = (owner if name in ("clear", "drain", "free") else core.owner) or ""
                 groups.setdefault((name, whose), []).append(number)
                 if name == "program" and state is not _S.ACTIVE:
                     fresh.add(whose)
-        arrows = [
-            Arrow(name, lease, self._epoch(name, lease, cores[0]), tuple(cores))
-            for (name, lease), cores in groups.items()
-            if self._moves(name, lease, fresh)
-        ]
+        arrows = []
+        for (name, lease), cores in groups.items():
+            if self._moves(name, lease, fresh):
+                self._count += 1
+                arrows.append(Arrow(name, lease, self._epoch(name, lease, cores[0]), tuple(cores), self._count))
         return arrows, self._tainted() if tainted else None
 
     def _moves(self, name: str, lease: str, fresh: set[str]) -> bool:
