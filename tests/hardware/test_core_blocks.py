@@ -15,11 +15,11 @@ from amaranth.lib import wiring
 from amaranth.sim import Simulator
 
 from corepool.config import preset
-from corepool.hardware.arithmetic import plain_product, split_product
+from corepool.hardware.arithmetic import bounded_shift, joined, plain_product, split_product
 from corepool.hardware.decode import undefined
 from corepool.hardware.dispatch import MOST_TOKENS, TokenCounter
 from corepool.hardware.queues import Queue
-from corepool.hardware.sums import PackedProduct
+from corepool.hardware.sums import PairSums, Sums
 from corepool.hardware.walker import Walker
 from corepool.isa.codec import decode, encode
 from corepool.isa.table import Opcode
@@ -37,19 +37,37 @@ def simulate(block: Any, bench: Callable[[Any], Awaitable[None]], clock: bool = 
     simulator.run()
 
 
-def test_two_products_in_one_multiplication(rng: np.random.Generator) -> None:
-    block = PackedProduct(8)
+def test_two_pixels_share_multiplications(rng: np.random.Generator) -> None:
+    """Sums of eight products for each of two pixels, the worst ones among them; and the largest features."""
+    block = PairSums(preset("u200"), 2)
     corners = [-128, -1, 0, 1, 127]
-    cases = [(a, b, w) for a in corners for b in corners for w in corners]
-    cases += [tuple(int(v) for v in rng.integers(-128, 128, 3)) for _ in range(200)]
+    cases = [([[a] * 8, [b] * 8], [w] * 8) for a in corners for b in corners for w in corners]
+    cases += [(rng.integers(-128, 128, (2, 8)).tolist(), rng.integers(-128, 128, 8).tolist()) for _ in range(200)]
+    sums, largest = [0, 0], [-128, -128]
+    expected = []
+    for number, (features, weights) in enumerate(cases):
+        begins = number % 3 == 0
+        for p in range(2):
+            step = sum(a * w for a, w in zip(features[p], weights, strict=True))
+            sums[p] = step if begins else sums[p] + step
+            largest[p] = max(features[p]) if begins else max(largest[p], *features[p])
+        expected.append((*sums, *largest))
 
     async def bench(ctx: Any) -> None:
-        for high, low, weight in cases:
-            ctx.set(block.high, high)
-            ctx.set(block.low, low)
-            ctx.set(block.weight, weight)
+        for number in range(len(cases) + Sums.DELAY):
+            late = number - Sums.DELAY
+            ctx.set(block.valid, late >= 0)
+            ctx.set(block.begins, late % 3 == 0)
+            if number < len(cases):
+                features, weights = cases[number]
+                for i in range(8):
+                    ctx.set(block.weights[i], weights[i])
+                    for p in range(2):
+                        ctx.set(block.features[p][i][0], features[p][i])
+            if late >= 0:
+                got = [ctx.get(port) for port in (*block.sums, *block.maxima)]
+                assert tuple(got) == expected[late], (late, cases[late])
             await ctx.tick()
-            assert (ctx.get(block.high_product), ctx.get(block.low_product)) == (high * weight, low * weight)
 
     simulate(block, bench)
 
@@ -64,8 +82,7 @@ class _Products(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         m.d.comb += self.plain.eq(plain_product(self.wide, self.narrow))
-        low, high = split_product(self.wide, self.narrow)
-        m.d.comb += self.split.eq(low + high)
+        m.d.comb += self.split.eq(joined(*split_product(m, self.wide, self.narrow, "split")))
         return m
 
 
@@ -78,6 +95,33 @@ def test_products_without_multipliers(rng: np.random.Generator) -> None:
                 ctx.set(block.wide, wide)
                 ctx.set(block.narrow, narrow)
                 assert ctx.get(block.plain) == ctx.get(block.split) == wide * narrow
+
+    simulate(block, bench, clock=False)
+
+
+class _Shift(wiring.Component):
+    def __init__(self, bits: int) -> None:
+        self.bits = bits
+        super().__init__({"value": wiring.In(signed(bits)), "by": wiring.In(6), "result": wiring.Out(signed(10))})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.d.comb += self.result.eq(bounded_shift(m, self.value, self.by, 10, "shift"))
+        return m
+
+
+@pytest.mark.parametrize("bits", [43, 51])
+def test_shifts_with_a_bound(bits: int, rng: np.random.Generator) -> None:
+    block = _Shift(bits)
+
+    async def bench(ctx: Any) -> None:
+        for by in range(64):
+            for power in range(bits):
+                edge = 1 << power
+                for value in (edge - 1, -edge, int(rng.integers(-edge, edge)), int(rng.integers(-edge, edge))):
+                    ctx.set(block.value, value)
+                    ctx.set(block.by, by)
+                    assert ctx.get(block.result) == max(-512, min(511, value >> by)), (value, by)
 
     simulate(block, bench, clock=False)
 

@@ -195,7 +195,7 @@ class _PoolMask:
             start = Signal(POSITION, name=f"window_start_{p}")  # of the window, seen from the pixel's first tap
             m.d.comb += start.eq((step.sub << bits_for(width)) - plan.pixel_cols[p])
             phase = Signal(5, name=f"phase_{p}")
-            self._follow(m, config, p, phase, dilation, op, step)
+            self._follow(m, config, p, phase, op, step)
             mask = Signal(width, name=f"pool_mask_{p}")
             shifted = multiples >> phase
             for slot in range(width):
@@ -204,21 +204,19 @@ class _PoolMask:
             self._masks.append(mask)
 
     @staticmethod
-    def _follow(
-        m: Module, config: HardwareConfig, p: int, phase: Signal, dilation: Value, op: Value, step: data.View
-    ) -> None:
+    def _follow(m: Module, config: HardwareConfig, p: int, phase: Signal, op: Value, step: data.View) -> None:
         """``phase`` is the window's start, modulo the dilation, kept up from window to window.
 
         That of the first window must be there with the first step. So it is made from the instruction beside the plan,
         in two cycles; made from the plan, it would still be that of another instruction's columns.
         """
+        dilation, stride = Signal(5, name=f"dilation_{p}"), Signal(4, name=f"stride_{p}")
         begin, move = Signal(5, name=f"phase_begin_{p}"), Signal(5, name=f"phase_move_{p}")
-        behind = Signal(range(16 * config.pixels), name=f"behind_{p}")
-        rest = Signal(5, name=f"phase_rest_{p}")
         column = p % shape_sizes(config)[Shape.ROW][1]  # a POOL's pixels lie in a row
-        m.d.comb += rest.eq(behind % dilation)
-        m.d.sync += behind.eq(plain_product(get(op, Opcode.CONV, "stride_x"), Const(column)))
-        m.d.sync += [begin.eq(Mux(rest == 0, 0, dilation - rest)), move.eq(config.feature_banks % dilation)]
+        m.d.sync += [dilation.eq(get(op, Opcode.CONV, "dilation_x")), stride.eq(get(op, Opcode.CONV, "stride_x"))]
+        m.d.sync += move.eq(_remainders(dilation, [config.feature_banks]))
+        if column:
+            m.d.sync += begin.eq(_remainders(Cat(dilation, stride), [-column * number for number in range(16)]))
         kept, total = Signal(5, name=f"phase_kept_{p}"), Signal(6, name=f"phase_total_{p}")
         m.d.comb += [phase.eq(Mux(step.sub == 0, begin, kept)), total.eq(phase + move)]
         with m.If(step.valid):
@@ -226,3 +224,9 @@ class _PoolMask:
 
     def mask(self, p: int, slot: int) -> Value:
         return self._masks[p][slot]
+
+
+def _remainders(index: Value, numbers: list[int]) -> Value:
+    """A table: ``numbers[upper bits of index]`` modulo the lower five bits of ``index``, which are no 0."""
+    entries = [number % max(divisor, 1) for number in numbers for divisor in range(32)]
+    return Const(sum(entry << 5 * place for place, entry in enumerate(entries)), 5 * len(entries)).word_select(index, 5)

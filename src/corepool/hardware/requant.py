@@ -5,14 +5,15 @@ It must not know which pixel it has or where results go.
 
 from __future__ import annotations
 
-from amaranth.hdl import Const, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from corepool.config import HardwareConfig
-from corepool.hardware.arithmetic import plain_product, split_product
+from corepool.hardware.arithmetic import WIDE, bounded_shift, joined, split_product
 from corepool.hardware.decode import get
 from corepool.hardware.interfaces import INSTRUCTION_BITS
+from corepool.hardware.library import share
 from corepool.hardware.operands import delayed
 from corepool.hardware.sequence import plan_layout
 from corepool.isa.table import Opcode
@@ -31,25 +32,128 @@ CONSTANTS = data.StructLayout(
 )
 CHANNEL = data.StructLayout({"bias": signed(32), "multiplier": 16, "shift": 8, "zero": 8})
 
+# Where results of one step are brought to: zero point, lower and upper bound.
+RANGE = data.StructLayout({"zero_point": signed(8), "low": signed(8), "high": signed(8)})
 
-def _clamped(m: Module, shifted: Value, zero_point: Value, low: Value, high: Value, name: str) -> Signal:
-    """Rounds off the last bit, adds the zero point and clamps; eight bits."""
-    rounded, near = Signal(signed(len(shifted) + 1), name=f"{name}_rounded"), Signal(signed(10), name=f"{name}_near")
-    moved, result = Signal(signed(11), name=f"{name}_moved"), Signal(signed(8), name=f"{name}_result")
-    m.d.comb += [rounded.eq((shifted + 1) >> 1), near.eq(rounded)]
-    with m.If(rounded > 511):
-        m.d.comb += near.eq(511)
-    with m.Elif(rounded < -512):
-        m.d.comb += near.eq(-512)
-    raised = Signal(signed(11), name=f"{name}_raised")
-    m.d.comb += [moved.eq(near + zero_point), raised.eq(Mux(moved < low, low, moved))]
-    m.d.comb += result.eq(Mux(raised > high, high, raised))
+# What is the same for all channels while an instruction's results pass.
+MODE = data.StructLayout(
+    {
+        "mul": 1,
+        "add": 1,
+        "maximum": 1,
+        "combine": 1,  # an addition behind the requantisation, or instead of it
+        "early": 1,  # the table is used before the addition
+        "late": 1,  # or behind it
+        "scaled": RANGE,  # of the requantisation
+        "combined": RANGE,  # of the addition
+        "shift": 6,  # of the constants, less one
+    }
+)
+
+# Before the last bit is rounded off: what lies outside is outside of every zero point's and bound's reach, too.
+_NEAR = 10
+
+
+def _clamped(m: Module, shifted: Value, place: data.View[data.StructLayout], name: str) -> Signal:
+    """Rounds off the last bit of _NEAR bits, adds the zero point and clamps; eight bits."""
+    near, moved = Signal(signed(_NEAR), name=f"{name}_near"), Signal(signed(_NEAR), name=f"{name}_moved")
+    raised, result = Signal(signed(_NEAR), name=f"{name}_raised"), Signal(signed(8), name=f"{name}_result")
+    m.d.comb += [near.eq((shifted + 1) >> 1), moved.eq(near + place.zero_point)]
+    m.d.comb += raised.eq(Mux(moved < place.low, place.low, moved))
+    m.d.comb += result.eq(Mux(raised > place.high, place.high, raised))
     return result
 
 
 def _less_one(shift: Value) -> Value:
     """Six bits of a shift, less one; 0 counts as 1."""
     return Mux(shift[:6] == 0, 0, (shift[:6] - 1)[:6])
+
+
+class Channel(wiring.Component):
+    """The requantiser of one channel; see there."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            {
+                "mode": In(MODE),
+                "a": In(signed(32)),
+                "b": In(signed(32)),
+                "c": In(signed(32)),
+                "total": In(signed(32)),
+                "channel": In(CHANNEL),
+                "operand": In(signed(8)),
+                "index": Out(8),
+                "entry": In(8),
+                "result": Out(8),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        mode, entry = self.mode, self.entry.as_signed()
+        self._second = Signal(signed(WIDE + 9), name="second")
+        self._late_operand = delayed(m, self.operand, 6, "operand")
+        self._multiply_second(m)
+        requantised = self._requantised(m)
+        scaled = Signal(signed(8))  # x + 6
+        m.d.sync += scaled.eq(Mux(mode.early, entry, requantised))
+        first, upper = Signal(signed(WIDE + 9)), Signal(signed(43 - WIDE))
+        total, shifted = Signal(signed(43)), Signal(signed(_NEAR))
+        low_a, high_a = split_product(m, self.a, scaled, "by_a")
+        _, high_b = split_product(m, self.b, self._late_operand, "by_b")
+        highs = Signal(signed(16), attrs={"keep": 1})
+        m.d.comb += highs.eq(high_a + high_b)
+        m.d.sync += [first.eq(low_a), upper.eq(highs + self.c[WIDE:].as_signed())]  # x + 7
+        low_c = Signal(WIDE)
+        m.d.sync += low_c.eq(self.c[:WIDE])
+        products = Signal(signed(WIDE + 10), attrs={"keep": 1})
+        m.d.comb += products.eq(first + self._second)
+        m.d.sync += total.eq(products + Cat(low_c, upper).as_signed())  # x + 8
+        m.d.sync += shifted.eq(bounded_shift(m, total, mode.shift, _NEAR, "sum"))  # x + 9
+        clamped = _clamped(m, shifted, mode.combined, "added")
+        passed = delayed(m, scaled, 3, "passed")
+        combined, final = Signal(signed(8)), Signal(8)
+        m.d.sync += combined.eq(Mux(mode.combine, clamped, passed))  # x + 10
+        m.d.comb += self.index.eq(Mux(mode.late, combined, requantised))
+        m.d.sync += final.eq(Mux(mode.late, self.entry, combined))  # x + 11
+        m.d.comb += self.result.eq(final)
+        return m
+
+    def _multiply_second(self, m: Module) -> None:
+        """One multiplier for two uses: lower bits of the constant b times the operand in x + 6, for an addition; or
+        what is left of feature and operand without their zero points in x, for a product."""
+        feature = self.total[:8].as_signed()
+        wide, narrow = Signal(signed(WIDE + 1)), Signal(signed(9))
+        with m.If(self.mode.mul):
+            m.d.comb += wide.eq(feature - self.a[:8].as_signed())
+            m.d.comb += narrow.eq(self.operand - self.b[:8].as_signed())
+        with m.Else():
+            m.d.comb += [wide.eq(self.b[:WIDE]), narrow.eq(self._late_operand)]
+        m.d.sync += self._second.eq(wide * narrow)
+
+    def _requantised(self, m: Module) -> Value:
+        """What stands behind the requantisation, in x + 5."""
+        mode, channel = self.mode, self.channel
+        left, right, factor = Signal(signed(33)), Signal(signed(17)), Signal(signed(18))
+        shift = Signal(6)
+        product, again, shifted = Signal(signed(WIDE + 18)), Signal(signed(51)), Signal(signed(_NEAR))
+        with m.If(mode.mul):
+            m.d.sync += left.eq(self.c)
+        with m.Else():
+            m.d.sync += left.eq(self.total + channel.bias)  # x + 1
+        m.d.sync += [right.eq(channel.multiplier), shift.eq(_less_one(channel.shift))]
+        m.d.comb += factor.eq(Mux(mode.mul, self._second[:18].as_signed(), right))
+        upper = Signal(signed(51 - WIDE))
+        lower_part, upper_part = split_product(m, left, factor, "scaled")
+        m.d.sync += [product.eq(lower_part), upper.eq(upper_part)]  # x + 2
+        m.d.sync += again.eq(joined(product, upper))  # x + 3
+        amount = Mux(mode.mul, mode.shift, delayed(m, shift, 2, "shift"))
+        m.d.sync += shifted.eq(bounded_shift(m, again, amount, _NEAR, "product"))  # x + 4
+        straight = delayed(m, self.total[:8].as_signed(), 4, "straight")
+        value = _clamped(m, Mux(mode.maximum, straight << 1, shifted), mode.scaled, "scale")
+        result = Signal(signed(8))
+        m.d.sync += result.eq(Mux(mode.add, straight, value))  # x + 5
+        return result
 
 
 class Requantiser(wiring.Component):
@@ -82,75 +186,42 @@ class Requantiser(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        op = self.op
-        lut = get(op, Opcode.CONV, "lut")
-        residual = self.plan.conv & get(op, Opcode.CONV, "residual")
-        self._combine = Signal()
-        self._late, self._early = Signal(), Signal()  # whether the table is used, behind or before the addition
-        m.d.comb += self._combine.eq(self.plan.add | residual)
-        behind = self.plan.add | (self.plan.conv & get(op, Opcode.CONV, "lut_after_add"))
-        m.d.comb += [self._late.eq(lut & behind), self._early.eq(lut & ~behind)]
-        for channel in range(self.config.channels):
-            self._channel(m, channel)
+        mode = self._mode(m)
+        for number in range(self.config.channels):
+            channel = Channel()
+            m.submodules[f"channel_{number}"] = share(platform, channel, "corepool_requantiser")
+            m.d.comb += [
+                channel.mode.eq(mode),
+                channel.a.eq(self.constants.a),
+                channel.b.eq(self.constants.b),
+                channel.c.eq(self.constants.c),
+                channel.total.eq(self.sums[number]),
+                channel.channel.eq(self.channels[number]),
+                channel.operand.eq(self.operand.word_select(number, 8).as_signed()),
+                channel.entry.eq(self.entry[number]),
+                self.index[number].eq(channel.index),
+                self.result.word_select(number, 8).eq(channel.result),
+            ]
         return m
 
-    def _channel(self, m: Module, number: int) -> None:
-        constants, other = self.constants, self.operand.word_select(number, 8).as_signed()
-        requantised = self._requantised(m, number, other)
-        index = self.index[number]
-        scaled = Signal(signed(8), name=f"scaled_{number}")  # x + 6
-        m.d.sync += scaled.eq(Mux(self._early, self.entry[number].as_signed(), requantised))
-        late_other = delayed(m, other, 6, f"other_{number}")
-        first, second = Signal(signed(40), name=f"first_{number}"), Signal(signed(40), name=f"second_{number}")
-        total, shifted = Signal(signed(43), name=f"sum_{number}"), Signal(signed(43), name=f"sum_shifted_{number}")
-        upper = Signal(signed(43), name=f"sum_upper_{number}")
-        parts = split_product(constants.a, scaled), split_product(constants.b, late_other)
-        m.d.sync += [first.eq(parts[0][0]), second.eq(parts[1][0])]  # x + 7
-        m.d.sync += upper.eq(parts[0][1] + parts[1][1] + constants.c)
-        m.d.sync += total.eq(first + second + upper)  # x + 8
-        m.d.sync += shifted.eq(total >> _less_one(constants.shift))  # x + 9
-        clamped = _clamped(m, shifted, constants.zero_point, constants.low, constants.high, f"added_{number}")
-        passed = delayed(m, scaled, 3, f"passed_{number}")
-        combined, final = Signal(signed(8), name=f"combined_{number}"), Signal(8, name=f"final_{number}")
-        m.d.sync += combined.eq(Mux(self._combine, clamped, passed))  # x + 10
-        m.d.comb += index.eq(Mux(self._late, combined, requantised))
-        m.d.sync += final.eq(Mux(self._late, self.entry[number], combined))  # x + 11
-        m.d.comb += self.result.word_select(number, 8).eq(final)
-
-    def _requantised(self, m: Module, number: int, other: Value) -> Value:
-        """What stands behind the requantisation, in x + 5."""
-        plan, constants, channel = self.plan, self.constants, self.channels[number]
-        total = self.sums[number]
-        feature = total[:8].as_signed()
-        left, right = Signal(signed(33), name=f"left_{number}"), Signal(signed(18), name=f"right_{number}")
-        shift = Signal(6, name=f"shift_{number}")
-        product, again = Signal(signed(51), name=f"product_{number}"), Signal(signed(51), name=f"again_{number}")
-        shifted = Signal(signed(51), name=f"shifted_{number}")
-        with m.If(plan.mul):
-            zeros = (constants.a[:8].as_signed(), constants.b[:8].as_signed())
-            m.d.sync += [left.eq(constants.c), right.eq(plain_product(feature - zeros[0], other - zeros[1]))]
-            m.d.sync += shift.eq(_less_one(constants.shift))
-        with m.Else():
-            m.d.sync += [left.eq(total + channel.bias), right.eq(channel.multiplier)]  # x + 1
-            m.d.sync += shift.eq(_less_one(channel.shift))
-        upper = Signal(signed(51), name=f"upper_{number}")
-        lower_part, upper_part = split_product(left, right)
-        m.d.sync += [product.eq(lower_part), upper.eq(upper_part)]  # x + 2
-        m.d.sync += again.eq(product + upper)  # x + 3
-        m.d.sync += shifted.eq(again >> delayed(m, shift, 2, f"shift_{number}"))  # x + 4
-        op = self.op
-        instruction = [get(op, Opcode.CONV, name) for name in ("zero_point", "low", "high")]
-        parts = [constants.zero_point, constants.low, constants.high]
-        zero_point, low, high = (Mux(plan.mul, part, field) for part, field in zip(parts, instruction, strict=True))
-        straight = delayed(m, feature, 4, f"straight_{number}")
-        value = _clamped(
-            m,
-            Mux(plan.maximum, straight << 1, shifted),
-            Mux(plan.maximum, Const(0, signed(8)), zero_point),
-            low,
-            high,
-            f"scale_{number}",
-        )
-        result = Signal(signed(8), name=f"requantised_{number}")
-        m.d.sync += result.eq(Mux(plan.add, straight, value))  # x + 5
-        return result
+    def _mode(self, m: Module) -> data.View[data.StructLayout]:
+        op, plan, constants = self.op, self.plan, self.constants
+        mode = Signal(MODE)
+        lut = get(op, Opcode.CONV, "lut")
+        residual = plan.conv & get(op, Opcode.CONV, "residual")
+        behind = plan.add | (plan.conv & get(op, Opcode.CONV, "lut_after_add"))
+        m.d.comb += [
+            mode.mul.eq(plan.mul),
+            mode.add.eq(plan.add),
+            mode.maximum.eq(plan.maximum),
+            mode.combine.eq(plan.add | residual),
+            mode.late.eq(lut & behind),
+            mode.early.eq(lut & ~behind),
+            mode.shift.eq(_less_one(constants.shift)),
+        ]
+        for name in ("zero_point", "low", "high"):
+            m.d.comb += mode.combined[name].eq(constants[name])
+            m.d.comb += mode.scaled[name].eq(Mux(plan.mul, constants[name], get(op, Opcode.CONV, name)))
+        with m.If(plan.maximum):
+            m.d.comb += mode.scaled.zero_point.eq(0)
+        return mode

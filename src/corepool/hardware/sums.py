@@ -8,43 +8,109 @@ from __future__ import annotations
 from functools import reduce
 from operator import add
 
-from amaranth.hdl import Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from corepool.config import HardwareConfig
-from corepool.hardware.operands import folds
+from corepool.hardware.library import share
+from corepool.hardware.operands import delayed, folds
 
-PACK = 18  # bits that the lower of two packed products has for itself
-_TREE = 4  # operands of an adder of the tree
+PACK = 18  # bits that the lower of two packed products has for itself, and that a sum of GROUP of them needs at most
+GROUP = 4  # packed products that are added before the two sums are taken apart
 
 
-class PackedProduct(wiring.Component):
-    """``high * weight`` and ``low * weight`` in one multiplication, as a DSP48E2 does it; results one cycle later.
+class PairSums(wiring.Component):
+    """Sums and maxima of one output channel for one or two neighbouring pixels, whose products share their weights.
 
-    The lower product borrows from the upper one where it is negative; the upper one gets it back.
+    Two products come out of one multiplication, ``(high * 2**PACK + low) * weight``, as a DSP48E2 does it. They are
+    taken apart behind the first additions: a lower sum that is negative has borrowed one from the upper one, which
+    gets it back. ``features`` [pixels][C][folds] in cycle j, everything else as in Sums. Folded features times weights
+    must stay within +-2**14.
     """
 
-    def __init__(self, bits: int) -> None:
-        self.bits = bits
+    def __init__(self, config: HardwareConfig, pixels: int) -> None:
+        self.config, self.pixels = config, pixels
+        channels, fold = config.channels, folds(config)
         super().__init__(
             {
-                "high": In(signed(bits)),
-                "low": In(signed(bits)),
-                "weight": In(signed(8)),
-                "high_product": Out(signed(bits + 9)),
-                "low_product": Out(signed(PACK)),
+                "features": In(signed(8)).array(pixels, channels, fold),
+                "weights": In(signed(8)).array(channels),
+                "valid": In(1),
+                "begins": In(1),
+                "keep": In(1),
+                "sums": Out(signed(32)).array(pixels),
+                "maxima": Out(signed(8)).array(pixels),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        packed, product = Signal(signed(PACK + self.bits + 1)), Signal(signed(PACK + self.bits + 9))
-        m.d.comb += packed.eq((self.high << PACK) + self.low)
-        m.d.sync += product.eq(packed * self.weight)
-        m.d.comb += self.low_product.eq(product[:PACK].as_signed())
-        m.d.comb += self.high_product.eq(product[PACK:].as_signed() + product[PACK - 1])
+        totals = self._totals(m, self._products(m))
+        for p, (total, borrow) in enumerate(totals):
+            accumulator, start = Signal(signed(32), name=f"accumulator_{p}"), Signal(signed(32), name=f"start_{p}")
+            m.d.comb += start.eq(Mux(self.begins & ~self.keep, 0, accumulator))
+            m.d.comb += self.sums[p].eq(_with_carry(start, total, borrow))
+            with m.If(self.valid):
+                m.d.sync += accumulator.eq(self.sums[p])
+            self._maximum(m, p)
         return m
+
+    def _products(self, m: Module) -> list[Signal]:
+        """Of every input channel, packed; one cycle later."""
+        products = []
+        bits = 8 + folds(self.config).bit_length() - 1
+        for number, weight in enumerate(self.weights):
+            folded = [reduce(add, list(self.features[p][number])) for p in range(self.pixels)]
+            packed = Signal(signed(PACK + bits + 1), name=f"packed_{number}")
+            product = Signal(signed(PACK + bits + 9), name=f"product_{number}")
+            m.d.comb += packed.eq((folded[1] << PACK) + folded[0] if self.pixels > 1 else folded[0])
+            m.d.sync += product.eq(packed * weight)
+            products.append(product)
+        return products
+
+    def _totals(self, m: Module, products: list[Signal]) -> list[tuple[Value, Value]]:
+        """Of every pixel a sum, three cycles later, and one bit that is still to be added to it."""
+        groups = []
+        for first in range(0, len(products), GROUP):
+            pairs = []
+            for at in range(first, first + GROUP, 2):
+                pair = Signal(signed(len(products[at]) + 1), name=f"pair_{at}")
+                m.d.sync += pair.eq(products[at] + products[at + 1])
+                pairs.append(pair)
+            group = Signal(signed(len(pairs[0]) + 1), name=f"group_{first}")
+            m.d.sync += group.eq(pairs[0] + pairs[1])
+            groups.append(group)
+        totals = []
+        for p in range(self.pixels):
+            parts = [group[PACK:].as_signed() if p else group[:PACK].as_signed() for group in groups]
+            borrows = [group[PACK - 1] if p else None for group in groups]
+            total = Signal(signed(max(map(len, parts)) + len(parts).bit_length()), name=f"total_{p}")
+            borrow = Signal(name=f"borrow_{p}")
+            if not p:
+                m.d.sync += total.eq(reduce(add, parts))
+            else:
+                summed = parts[0]
+                for part, bit in zip(parts[1:], borrows, strict=False):
+                    summed = _with_carry(summed, part, bit)
+                m.d.sync += [total.eq(summed), borrow.eq(borrows[-1])]
+            totals.append((total, borrow))
+        return totals
+
+    def _maximum(self, m: Module, p: int) -> None:
+        def largest(values: list[Value]) -> Value:
+            while len(values) > 1:
+                pairs = [values[at : at + 2] for at in range(0, len(values), 2)]
+                values = [Mux(pair[0] > pair[-1], pair[0], pair[-1]) for pair in pairs]
+            return values[0]
+
+        half = Signal(signed(8), name=f"half_{p}")
+        m.d.sync += half.eq(largest([word for number in self.features[p] for word in number]))
+        latest = delayed(m, half, Sums.DELAY - 1, f"half_{p}")
+        kept = Signal(signed(8), name=f"kept_{p}")
+        m.d.comb += self.maxima[p].eq(Mux(self.begins | (latest > kept), latest, kept))
+        with m.If(self.valid):
+            m.d.sync += kept.eq(self.maxima[p])
 
 
 class Sums(wiring.Component):
@@ -54,7 +120,7 @@ class Sums(wiring.Component):
     step counts, is the first of its group, and then goes on from what the accumulators hold.
     """
 
-    DELAY = 3
+    DELAY = 4
 
     def __init__(self, config: HardwareConfig) -> None:
         self.config = config
@@ -73,72 +139,24 @@ class Sums(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        channels = self.config.channels
-        for output in range(channels):
-            products = [self._products(m, output, number) for number in range(channels)]
-            for p in range(self.config.pixels):
-                total = self._tree(m, [column[p] for column in products], f"{p}_{output}")
-                accumulator = Signal(signed(32), name=f"accumulator_{p}_{output}")
-                start = Mux(self.begins & ~self.keep, 0, accumulator)
-                m.d.comb += self.sums[p][output].eq(start + total)
-                with m.If(self.valid):
-                    m.d.sync += accumulator.eq(self.sums[p][output])
-                self._maximum(m, p, output)
+        together = min(self.config.pixels, 2)
+        for output in range(self.config.channels):
+            for first in range(0, self.config.pixels, together):
+                pair = PairSums(self.config, together)
+                m.submodules[f"pair_{output}_{first}"] = share(platform, pair, "corepool_sums")
+                m.d.comb += [pair.valid.eq(self.valid), pair.begins.eq(self.begins), pair.keep.eq(self.keep)]
+                for number, weight in enumerate(self.weights[output]):
+                    m.d.comb += pair.weights[number].eq(weight)
+                    for p in range(together):
+                        words = zip(pair.features[p][number], self.features[first + p][output][number], strict=True)
+                        m.d.comb += [mine.eq(other) for mine, other in words]
+                for p in range(together):
+                    m.d.comb += self.sums[first + p][output].eq(pair.sums[p])
+                    m.d.comb += self.maxima[first + p][output].eq(pair.maxima[p])
         return m
 
-    def _folded(self, p: int, output: int, number: int) -> Value:
-        return reduce(add, list(self.features[p][output][number]))
 
-    def _products(self, m: Module, output: int, number: int) -> list[Value]:
-        """All pixels' products with one weight; two at a time."""
-        pixels, bits = self.config.pixels, 8 + folds(self.config).bit_length() - 1
-        weight = self.weights[output][number]
-        results: list[Value] = []
-        for p in range(0, pixels - 1, 2):
-            m.submodules[f"product_{p}_{output}_{number}"] = pair = PackedProduct(bits)
-            m.d.comb += [
-                pair.low.eq(self._folded(p, output, number)),
-                pair.high.eq(self._folded(p + 1, output, number)),
-            ]
-            m.d.comb += pair.weight.eq(weight)
-            results += [pair.low_product, pair.high_product]
-        if pixels % 2:
-            product = Signal(signed(bits + 8), name=f"product_{output}_{number}")
-            m.d.sync += product.eq(self._folded(pixels - 1, output, number) * weight)
-            results.append(product)
-        return results
-
-    def _tree(self, m: Module, values: list[Value], name: str) -> Value:
-        """The sum, two cycles later."""
-        parts = []
-        for first in range(0, len(values), _TREE):
-            total = reduce(add, values[first : first + _TREE])
-            part = Signal(total.shape(), name=f"part_{name}_{first}")
-            m.d.sync += part.eq(total)
-            parts.append(part)
-        total = reduce(add, parts)
-        result = Signal(total.shape(), name=f"total_{name}")
-        m.d.sync += result.eq(total)
-        return result
-
-    def _maximum(self, m: Module, p: int, output: int) -> None:
-        def largest(values: list[Value], name: str) -> Value:
-            while len(values) > 1:
-                pairs = [values[at : at + 2] for at in range(0, len(values), 2)]
-                values = [Mux(pair[0] > pair[-1], pair[0], pair[-1]) for pair in pairs]
-            result = Signal(signed(8), name=f"{name}_{p}_{output}")
-            m.d.comb += result.eq(values[0])
-            return result
-
-        operands = [word for number in self.features[p][output] for word in number]
-        half = Signal(signed(8), name=f"half_{p}_{output}")
-        m.d.sync += half.eq(largest(operands, "largest"))
-        later, latest = Signal(signed(8), name=f"later_{p}_{output}"), Signal(signed(8), name=f"latest_{p}_{output}")
-        m.d.sync += [later.eq(half), latest.eq(later)]
-        kept = Signal(signed(8), name=f"kept_{p}_{output}")
-        with m.If(self.begins | (latest > kept)):
-            m.d.comb += self.maxima[p][output].eq(latest)
-        with m.Else():
-            m.d.comb += self.maxima[p][output].eq(kept)
-        with m.If(self.valid):
-            m.d.sync += kept.eq(self.maxima[p][output])
+def _with_carry(left: Value, right: Value, carry: Value) -> Value:
+    """``left + right + carry`` in one adder."""
+    one = Cat(1, left).as_signed() + Cat(carry, right).as_signed()
+    return one[1:].as_signed()
