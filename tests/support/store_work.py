@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from corepool.server.store import OPEN, AuditRow, KeyRow, LeaseRow, ModelRow, St
 
 Op = tuple[Any, ...]
 State = dict[str, Any]
+WRITTEN = 1000  # operations of a writer that is killed
 TENANTS = ("ann", "bob", "cy")
 
 
@@ -28,7 +29,7 @@ def empty() -> State:
 
 def after(state: State, op: Op) -> State:
     """The state that follows."""
-    new = deepcopy(state)
+    new = {name: dict(each) if isinstance(each, dict) else each for name, each in state.items()}
     kind, *rest = op
     match kind:
         case "tenant":
@@ -94,6 +95,7 @@ def look(store: Store, answers: State) -> State:
     return found
 
 
+@cache
 def work(seed: int, count: int) -> list[Op]:
     """Operations that all succeed, in this order."""
     rng = np.random.default_rng(seed)
@@ -141,7 +143,7 @@ def write_until_killed(folder: Path, seed: int, done: int) -> None:
     os.write(1, f"{os.getpid()}\n".encode())
     store = Store(None, folder, ballast_bytes=0)
     os.write(1, b"o")
-    for op in work(seed, 2000)[done:]:
+    for op in work(seed, WRITTEN)[done:]:
         apply(store, op)
         os.write(1, b"a")
 
@@ -152,6 +154,7 @@ def raise_writers() -> None:
 
     for line in sys.stdin:
         seed, done, folder = line.rstrip("\n").split(" ", 2)
+        work(int(seed), WRITTEN)  # worked out once, for all children
         child = os.fork()
         if child == 0:
             try:

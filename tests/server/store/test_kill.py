@@ -20,8 +20,7 @@ from corepool.server.store import Store
 from support import store_work
 
 SEED = 6
-OPS = store_work.work(SEED, 2000)
-STATES = store_work.states(OPS[:400])
+STATES = store_work.states(store_work.work(SEED, store_work.WRITTEN))
 
 
 class Nursery:
