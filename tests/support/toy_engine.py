@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from corepool.compiler.model import ModelPackage
-from corepool.config import PRESETS
+from corepool.compiler.static.compile import compile_graph
+from corepool.config import PRESETS, HardwareConfig
 from corepool.device.simulator import Simulator
 from corepool.errors import AuthenticationError, DeadlineExceededError, NotFoundError
+from corepool.runtime.host import HostPort
 from corepool.runtime.session import Session
 from corepool.server.api import (
     Identity,
@@ -30,6 +32,7 @@ from corepool.server.api import (
     TensorInfo,
     Timings,
 )
+from support.graphs import Builder
 
 
 @dataclass
@@ -52,6 +55,11 @@ class ToyEngine:
         self.alive = True
         self._pool = ThreadPoolExecutor(1)
         self._session: tuple[int, Session] | None = None
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        if self._session is not None:
+            self._session[1].close()
 
     def live(self) -> bool:
         return self.alive
@@ -82,9 +90,11 @@ class ToyEngine:
         return self.model(who, name, version)
 
     def put(self, tenant: str, name: str, version: str, package: ModelPackage) -> None:
-        with Session(self.device, package, range(1)) as session:
-            inputs = tuple(TensorInfo(port.name, _kind(port.dtype), port.shape) for port in session.inputs)
-            made = tuple(TensorInfo(port.name, "FP32", port.shape) for port in session.ports)
+        def ports(kind: str) -> list[HostPort]:
+            return [HostPort.from_meta(entry, self.config.channels) for entry in package.meta[kind]]
+
+        inputs = tuple(TensorInfo(port.name, _kind(port.dtype), port.shape) for port in ports("inputs"))
+        made = tuple(TensorInfo(port.name, "FP32", port.shape) for port in ports("outputs"))
         self.loaded.setdefault((tenant, name), {})[version] = Loaded(package, inputs, made)
 
     def unload(self, who: Identity, name: str, version: str | None = None) -> None:
@@ -163,6 +173,13 @@ class ToyEngine:
     def release_lease(self, who: Identity, name: str, idempotency_key: str | None = None) -> None:
         self.lease(who, name)
         del self.leases_held[who.tenant, name]
+
+
+def toy_package(config: HardwareConfig, size: int = 12) -> ModelPackage:
+    """INT8 "input" [1, 3, size, size] in, FP32 "t1" [1, 5, size, size] out."""
+    build = Builder(np.random.default_rng(5), 3, size, size)
+    build.conv(build.conv("input", 8, (3, 3), padding=(1, 1, 1, 1)), 5, (1, 1))
+    return compile_graph(build.finish("t1"), config).package
 
 
 def _kind(dtype: str) -> str:

@@ -29,6 +29,7 @@ from corepool.server.settings import Settings
 
 BACKLOG = 1024
 METADATA_BYTES = 32 << 10
+STOP_S = 5.0  # for calls that are open but have nothing in flight, such as streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,11 @@ def run(settings: Settings, parts: Parts, metrics: Application, log: ServerLog, 
     """
     import uvloop
 
+    async def until_signal() -> None:
+        await serve_until(_asked_to_end(), settings, parts, metrics, log, ready)
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(settings, parts, metrics, log, ready))
+        runner.run(until_signal())
 
 
 class _Server(uvicorn.Server):
@@ -60,9 +64,15 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _run(
-    settings: Settings, parts: Parts, metrics: Application, log: ServerLog, ready: Callable[[Ports], None]
+async def serve_until(
+    ending: asyncio.Event,
+    settings: Settings,
+    parts: Parts,
+    metrics: Application,
+    log: ServerLog,
+    ready: Callable[[Ports], None],
 ) -> None:
+    """Serve until the event, then drain and close. See ``run``."""
     limits = settings.limits
     with contextlib.ExitStack() as stack:
         rest_socket = stack.enter_context(_listen(settings.host, settings.rest_port, "rest_port"))
@@ -74,7 +84,6 @@ async def _run(
             (_http_server(metrics, settings), metrics_socket),
         ]
         ports = Ports(settings.host, rest_socket.getsockname()[1], rpc_port, metrics_socket.getsockname()[1])
-        ending = _ask_to_end()
         await rpc.start()
         tasks = [asyncio.create_task(server.serve(sockets=[listener])) for server, listener in servers]
         while not all(server.started for server, _ in servers):
@@ -84,14 +93,15 @@ async def _run(
         await ending.wait()
         await _drain(settings, parts.plane, log)
         # Answers that are ready still have to leave.
-        await rpc.stop(limits.body_timeout_s)
+        await rpc.stop(STOP_S)
+        await parts.library.compilations.close()
         for server, _ in servers:
             server.should_exit = True
         await asyncio.gather(*tasks)
     log.event("ended")
 
 
-def _ask_to_end() -> asyncio.Event:
+def _asked_to_end() -> asyncio.Event:
     """An event that the first SIGTERM or SIGINT sets; the second ends the process as if nobody handled it."""
     loop, ending = asyncio.get_running_loop(), asyncio.Event()
 
