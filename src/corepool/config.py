@@ -115,6 +115,11 @@ class HardwareConfig:
         """Cycles after which the pattern of memory slots repeats; leases start at multiples of it."""
         return self.cores_per_bank * self.ddr.period_rounds
 
+    @property
+    def clear_cycles(self) -> int:
+        """Cycles in which all on-chip memories of a core are zeroed at once, a word each a cycle."""
+        return max(self.feature_lines, self.weight_words, self.parameter_words)
+
     def bank_of(self, core: int) -> int:
         return core // self.cores_per_bank
 

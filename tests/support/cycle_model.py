@@ -345,14 +345,18 @@ class Core:
     def arrive(self, t: int) -> None:
         if self.held != "reached":
             return
-        if any(self.queues.values()) or self.load or self.load_open or self.compute or self.save:
+        op = self.ops[self.next]
+        early = op.what["early"] if op.what.opcode is Opcode.SYNC else 0
+        if early:
+            if self.save or len(self.queues[Unit.SAVE]) >= early:
+                return
+        elif any(self.queues.values()) or self.load or self.load_open or self.compute or self.save:
             return
         wait = (
             self.config.ddr.write_latency - 1
         )  # a write is complete here when its buffer is free, one cycle after its end
         if any(b.complete is None or b.complete + wait > t for b in self.unacknowledged):
             return
-        op = self.ops[self.next]
         if op.what.opcode is Opcode.END:
             self.held = "over"
             op.ended = op.left = t

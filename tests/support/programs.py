@@ -116,7 +116,8 @@ def streams(
     for _ in range(int(rng.integers(1, 4))):
         for program, writer in zip(programs, writers, strict=True):
             program += [writer.instruction() for _ in range(int(rng.integers(0, length)))]
-            program.append(encode(Opcode.SYNC, cores=mask))
+            early = int(rng.integers(0, 6)) if rng.random() < 0.5 else 0
+            program.append(encode(Opcode.SYNC, cores=mask, early=early))
     for program in programs:
         program.append(encode(Opcode.END))
     if rng.random() < mistakes:

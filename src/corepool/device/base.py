@@ -22,6 +22,7 @@ BytesLike = bytes | bytearray | memoryview | npt.NDArray[Any]
 
 STREAM_ALIGNMENT = 64  # bytes; streams of several cores stand one after the other at multiples of it
 MAX_LEASE_CORES = 16
+MAX_PASSING = 0xFFFF  # SYNCs: 16 bits of the register
 WINDOW_ALIGNMENT = 4096  # bytes; every window begins on such a boundary, so bursts do not depend on where it lies
 
 
@@ -34,6 +35,13 @@ class Fault(Enum):
     STREAM_END = 4
     TOKENS = 5
     WATCHDOG = 6
+
+
+class Boundary(Enum):
+    """Where a running lease can be stopped so that it can go on later."""
+
+    LAYER = "layer"  # at a SYNC, where all that its cores have made is in their banks
+    TASK = "task"  # at the end of the streams, as it would anyhow
 
 
 @dataclass(frozen=True)
@@ -55,13 +63,24 @@ class FaultReport:
 
 
 @dataclass(frozen=True)
+class Position:
+    """Where a run was stopped on request: at a SYNC, which it did not pass; ``layer`` is its number as the first core's
+    SYNC carries it. What comes behind that SYNC is left to do."""
+
+    layer: int
+
+
+@dataclass(frozen=True)
 class Completion:
-    """The end of a run: cycles that it took, device time of start and end, and the fault, if one stopped it."""
+    """The end of a run: cycles that it took, device time of start and end, the SYNCs that it passed, and the fault, if
+    one stopped it, or the position, if a request did."""
 
     cycles: int
     start_cycle: int
     end_cycle: int
     fault: FaultReport | None = None
+    syncs: int = 0
+    stopped: Position | None = None
 
 
 @dataclass(frozen=True)
@@ -137,14 +156,24 @@ class Device(ABC):
 
     @abstractmethod
     def wait(self, lease: Lease, timeout_cycles: int | None = None) -> Completion:
-        """Advance time, for all running leases, until this one is done or stopped by a fault.
+        """Advance time, for all running leases, until this one is done or stopped, on request or by a fault.
 
         Raises DeviceError if it was never started, or is still running after ``timeout_cycles``.
         """
 
     @abstractmethod
+    def stop(self, lease: Lease, after: Boundary = Boundary.LAYER, passing: int = 0) -> int:
+        """Ask a running lease to stop ``after`` its layer: at the first SYNC that is not passed yet, or ``passing``
+        (0..65535) SYNCs later; or after its task, which takes an earlier request back. ``wait`` says where it stopped.
+
+        Returns the device cycle from which this counts. A lease whose cores have met at a SYNC stops there as long as
+        they have not gone on; one that meets no SYNC any more runs to its end. A request ends with its run. For a run
+        that is over nothing happens. Raises DeviceError if there was none, or for a number that is out of range.
+        """
+
+    @abstractmethod
     def running(self, lease: Lease) -> bool:
-        """True from ``start`` until the lease is done or faulted."""
+        """True from ``start`` until the lease is done, faulted or stopped."""
 
     @abstractmethod
     def counters(self, lease: Lease) -> Counters:

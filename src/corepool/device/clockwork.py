@@ -80,6 +80,18 @@ class Clockwork:
             cycle = kernel.advance(self._state, self._program, number, kernel.NEVER - 1 if limit is None else limit)
             self.now = max(self.now, int(cycle))
 
+    def ask_to_stop(self, number: int, enable: bool, passing: int) -> int:
+        """Let a running lease stop at a SYNC, after so many more, or let it run to its end; returns the cycle from
+        which this counts."""
+        kernel.ask_to_stop(self._state, self._program, number, self.now, int(enable), passing)
+        return self.now
+
+    def syncs(self, number: int) -> int:
+        """SYNCs that the lease has passed. One is passed a cycle before the dispatchers go on."""
+        lease = self._lease[number]
+        until = self.now if self.running(number) else int(lease[kernel.END])
+        return int(lease[kernel.SYNCS]) + int(0 < lease[kernel.RELEASE] <= until + 1)
+
     def running(self, number: int) -> bool:
         return bool(self._lease[number, kernel.STATE] == kernel.RUNNING)
 
@@ -225,5 +237,6 @@ def _layout(config: HardwareConfig) -> Ints:
     state = np.zeros(place, np.int64)
     for part, value in head.items():
         state[part] = value
+    state[kernel.NEXT_RELEASE] = kernel.NEVER
     state[kernel.HEAD : kernel.HEAD + 2 * cores] = kernel.NEVER
     return state

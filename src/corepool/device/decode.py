@@ -195,7 +195,7 @@ def _timing_table(config: HardwareConfig, fields: Ints, undefined: Flags) -> Int
     small = (opcode == Opcode.LOAD) & (get("target") == Target.FEATURE) & (rows * pixels < 4 * config.pixels)
     blocks_touch &= ~small | (blocks == 1)
     table[:, ADDRESS] = get("address")
-    table[:, OUTER] = np.where(blocks_touch, 1, blocks)
+    table[:, OUTER] = np.where(opcode == Opcode.SYNC, get("early"), np.where(blocks_touch, 1, blocks))
     table[:, OUTER_STRIDE] = get("block_stride") * word
     table[:, INNER] = np.where(rows_touch, 1, rows)
     table[:, INNER_STRIDE] = get("row_stride") * word

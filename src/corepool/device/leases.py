@@ -13,7 +13,17 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from corepool.config import HardwareConfig
-from corepool.device.base import STREAM_ALIGNMENT, Bytes, BytesLike, Counters, Device, Lease, as_bytes, check_cores
+from corepool.device.base import (
+    MAX_PASSING,
+    STREAM_ALIGNMENT,
+    Bytes,
+    BytesLike,
+    Counters,
+    Device,
+    Lease,
+    as_bytes,
+    check_cores,
+)
 from corepool.device.memory import Banks, Windows
 from corepool.errors import DeviceError
 from corepool.isa.table import INSTRUCTION_BYTES
@@ -157,6 +167,11 @@ class LeasingDevice(Device, Generic[H]):
         if not held.loaded:
             raise DeviceError("no streams are loaded; call load_streams first")
         return held
+
+    def _stoppable(self, lease: Lease, passing: int) -> H:
+        if not 0 <= passing <= MAX_PASSING:
+            raise DeviceError(f"a lease can pass 0..{MAX_PASSING} SYNCs before it stops, not {passing}")
+        return self._started(lease)
 
     def _started(self, lease: Lease) -> H:
         held = self._get(lease)

@@ -10,7 +10,16 @@ import ctypes
 from dataclasses import dataclass
 
 from corepool.config import HardwareConfig
-from corepool.device.base import WINDOW_ALIGNMENT, Completion, Counters, Fault, FaultReport, Lease
+from corepool.device.base import (
+    WINDOW_ALIGNMENT,
+    Boundary,
+    Completion,
+    Counters,
+    Fault,
+    FaultReport,
+    Lease,
+    Position,
+)
 from corepool.device.leases import Held, LeasingDevice, Placed
 from corepool.device.memory import Banks
 from corepool.device.rtl_build import open_library
@@ -27,6 +36,7 @@ class _Held(Held):
     """What the device keeps about an open lease."""
 
     running: bool = False
+    asked: int = 0  # cycle from which the latest request to stop counts
 
 
 class RtlDevice(LeasingDevice[_Held]):
@@ -86,6 +96,7 @@ class RtlDevice(LeasingDevice[_Held]):
     def start(self, lease: Lease) -> int:
         """As the protocol says, but device time goes on until the run has begun."""
         held = self._startable(lease)
+        self._write("LEASE_STOP", 0, lease.number)  # a request that came too late for the run before
         self._write("POOL_START", 1 << lease.number)
         held.ever_started = held.running = True
         limit = self.cycle + _START_LIMIT
@@ -103,6 +114,14 @@ class RtlDevice(LeasingDevice[_Held]):
                 raise DeviceError(f"the lease is still running after {timeout_cycles} cycles")
             self._library.corepool_run(self._handle, left)
         return self._completion(lease)
+
+    def stop(self, lease: Lease, after: Boundary = Boundary.LAYER, passing: int = 0) -> int:
+        held = self._stoppable(lease, passing)
+        if self.running(lease):
+            enable = int(after is Boundary.LAYER) << part("LEASE_STOP", "enable").lsb
+            held.asked = self.cycle + 1  # the write happens in this cycle
+            self._write("LEASE_STOP", enable | passing, lease.number)
+        return held.asked
 
     def running(self, lease: Lease) -> bool:
         """Takes no time while the interrupt line is low."""
@@ -156,9 +175,10 @@ class RtlDevice(LeasingDevice[_Held]):
                 beyond = _bits(self._read("CORE_FAULT_CODE", core), "CORE_FAULT_CODE", "beyond")
                 place = self._read("CORE_FAULT_ADDRESS", core) | beyond << 32
             fault = FaultReport(Fault(code), core, self._read("CORE_FAULT_INDEX", core), place, end)
-        elif state is not State.DONE:
+        elif state not in (State.DONE, State.STOPPED):
             raise DeviceError(f"the run ended as {state.name}")
-        return Completion(end - begin, begin, end, fault)
+        stopped = Position(self._read("CORE_LAYER", lease.cores[0])) if state is State.STOPPED else None
+        return Completion(end - begin, begin, end, fault, self._read("LEASE_SYNCS", lease.number), stopped)
 
     def _read(self, name: str, index: int = 0) -> int:
         return self._read_at(address(name, index), name)

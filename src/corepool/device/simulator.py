@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from corepool.config import HardwareConfig
-from corepool.device.base import Completion, Counters, Fault, FaultReport, Lease
+from corepool.device.base import Boundary, Completion, Counters, Fault, FaultReport, Lease, Position
 from corepool.device.decode import KIND, KIND_SYNC, STEPS, Decoded, decode_stream
 from corepool.device.leases import Held, LeasingDevice, Placed
 from corepool.device.memory import Banks
@@ -97,6 +97,10 @@ class Simulator(LeasingDevice[_Held]):
         self._settle(held)
         return self._completion(lease)
 
+    def stop(self, lease: Lease, after: Boundary = Boundary.LAYER, passing: int = 0) -> int:
+        self._stoppable(lease, passing)
+        return self._clock.ask_to_stop(lease.number, after is Boundary.LAYER, passing)
+
     def running(self, lease: Lease) -> bool:
         self._get(lease)
         return self._clock.running(lease.number)
@@ -176,6 +180,11 @@ class Simulator(LeasingDevice[_Held]):
         bases[list(held.bases)] = list(held.bases.values())
         self._pass.run(bases, order_keys[2][order], np.concatenate(fields)[order])
 
+    def _position(self, lease: Lease) -> Position:
+        program = self._held[lease.number].programs[0]
+        index = int(self._clock.core(lease.cores[0])[self._kernel.D_INDEX])
+        return Position(int(program.column("layer")[index]))
+
     def _completion(self, lease: Lease) -> Completion:
         kernel, columns = self._kernel, [int(value) for value in self._clock.lease(lease.number)]
         fault = None
@@ -187,6 +196,6 @@ class Simulator(LeasingDevice[_Held]):
                 columns[kernel.FAULT_ADDRESS],
                 columns[kernel.END],
             )
-        return Completion(
-            columns[kernel.END] - columns[kernel.START], columns[kernel.START], columns[kernel.END], fault
-        )
+        begin, end = columns[kernel.START], columns[kernel.END]
+        stopped = self._position(lease) if columns[kernel.STATE] == kernel.STOPPED else None
+        return Completion(end - begin, begin, end, fault, self._clock.syncs(lease.number), stopped)

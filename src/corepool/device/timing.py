@@ -31,13 +31,13 @@ UNKNOWN = -1
 (SLOTS, ACTIVE, PERIOD, LINE_BITS, READ_LATENCY, WRITE_LATENCY, DEPTH, FETCH_BURST, BURST, OUTSTANDING,
  BUFFERS, QUEUE, SETUP, SYNC_CYCLES, WATCHDOG, WORD, N_CORES, BANKS, AT_SLOT_NEXT, AT_CORE_NEXT,
  AT_LEASE, LEASE_WIDTH, AT_CORE, CORE_WIDTH, FETCH_RING, ENDS_RING, IN_LOADS, IN_ENDS, IN_WRITES,
- WRITE_WIDTH, IN_QUEUES, IN_LANES, IN_WRITERS, CHANGED) = range(34)  # fmt: skip
-HEAD = 34
+ WRITE_WIDTH, IN_QUEUES, IN_LANES, IN_WRITERS, CHANGED, NEXT_RELEASE) = range(35)  # fmt: skip
+HEAD = 35
 
 # A lease; behind its columns stand, for each bank, the bytes read and written.
 (STATE, START, CORES, ARRIVED, ENDED, PROGRESS, END, FAULT, FAULT_CORE, FAULT_INDEX, FAULT_ADDRESS,
- WINDOW, CORE_MASK, TRAFFIC) = range(14)  # fmt: skip
-IDLE, RUNNING, DONE, FAULTED = range(4)
+ WINDOW, CORE_MASK, STOPPING, SYNCS_LEFT, SYNCS, RELEASE, HALTED, TRAFFIC) = range(19)  # fmt: skip
+IDLE, RUNNING, DONE, FAULTED, STOPPED = range(5)
 
 # A core: lease, program; fetch; dispatch; load; compute; save; tokens; writes; a fault to come; busy times; its slot.
 (LEASE, BASE, COUNT, STREAM, F_BYTE, F_STOP, F_LAST, F_HEAD, F_GRANTED, F_ASKED, D_INDEX, D_LAST,
@@ -46,7 +46,7 @@ IDLE, RUNNING, DONE, FAULTED = range(4)
  S_OUTER, S_INNER, S_OFFSET, S_READY, S_END, T_LC, T_CL, T_CS, T_SC, W_PENDING, W_ACK, BAD_TIME,
  BAD_FAULT, BAD_INDEX, BAD_ADDRESS, BUSY_LOAD, BUSY_COMPUTE, BUSY_SAVE, FREE, NEXT_TURN, SLOT_WRITES,
  WRITERS, IN_FETCHES) = range(56)  # fmt: skip
-GOING, REACHED, WAITING, OVER = range(4)  # D_HOLD
+GOING, REACHED, WAITING, OVER, RETRACTED, AGAIN = range(6)  # D_HOLD; the last two had arrived early and took it back
 STUCK = -2  # L_CURRENT: the load's next request is a fault to come
 
 # Entries of the rings behind a core's columns: requests, and places of a queue.
@@ -340,7 +340,7 @@ def _grant_write(m: Ints, prog: Ints, s: Int, t: Int, writer: Int) -> None:
     m[_lease_of(m, k) + TRAFFIC + 2 * b + 1] += m[q + W_BYTES]
     m[k + W_PENDING] -= 1
     m[k + W_ACK] = max(m[k + W_ACK], last + m[WRITE_LATENCY])
-    if m[k + D_HOLD] == REACHED and m[k + W_PENDING] == 0:
+    if (m[k + D_HOLD] == REACHED or m[k + D_HOLD] >= RETRACTED) and m[k + W_PENDING] == 0:
         _wake(m, writer, max(t, m[k + W_ACK]))
     _save_ahead(m, prog, writer)
 
@@ -440,14 +440,14 @@ def _ends(m: Ints, prog: Ints, c: Int, t: Int) -> None:
         row = m[k + m[IN_ENDS] + m[k + L_ENDED] % m[ENDS_RING]]
         if prog[row, ENDED_AT] != UNKNOWN and prog[row, ENDED_AT] <= t:
             m[k + L_ENDED] += 1
-            m[progress] = t
+            m[progress] = max(m[progress], t)
             if prog[row, TOKENS] & RAISE_NEXT:
                 _raise(m, c, row, T_LC, t)
     row = m[k + C_CURRENT]
     if row >= 0 and m[k + C_END] <= t:
         m[k + C_CURRENT] = -1
         m[k + BUSY_COMPUTE] += prog[row, DURATION]
-        m[progress] = t
+        m[progress] = max(m[progress], t)
         if prog[row, TOKENS] & RAISE_PREV:
             _raise(m, c, row, T_CL, t)
         if prog[row, TOKENS] & RAISE_NEXT:
@@ -456,7 +456,7 @@ def _ends(m: Ints, prog: Ints, c: Int, t: Int) -> None:
     if row >= 0 and m[k + S_END] != UNKNOWN and m[k + S_END] <= t:
         m[k + S_CURRENT] = -1
         m[k + BUSY_SAVE] += t - prog[row, STARTED]
-        m[progress] = t
+        m[progress] = max(m[progress], t)
         if prog[row, TOKENS] & RAISE_PREV:
             _raise(m, c, row, T_SC, t)
 
@@ -514,10 +514,23 @@ def _dispatch(m: Ints, prog: Ints, c: Int, t: Int) -> Int:
 
 
 @_compiled
+def halt(m: Ints) -> None:
+    """Take the cores and slots of leases that have stopped out of the loop."""
+    m[CHANGED] = 0
+    for c in range(m[N_CORES]):
+        k = _core(m, c)
+        if m[k + LEASE] < 0 or m[_lease_of(m, k) + STATE] != RUNNING:
+            m[m[AT_CORE_NEXT] + c] = NEVER
+            m[m[AT_SLOT_NEXT] + c] = NEVER
+
+
+@_compiled
 def _release(m: Ints, prog: Ints, lease: Int, time: Int) -> None:
     """All cores of the lease have met: their dispatchers go on at ``time``."""
-    m[lease + ARRIVED] = 0
+    m[lease + ARRIVED] = m[lease + RELEASE] = 0
     m[lease + PROGRESS] = time
+    m[lease + SYNCS] += 1
+    m[lease + SYNCS_LEFT] -= min(m[lease + STOPPING], m[lease + SYNCS_LEFT])
     for c in range(m[N_CORES]):
         k = _core(m, c)
         if m[k + LEASE] >= 0 and _lease_of(m, k) == lease:
@@ -532,25 +545,121 @@ def _release(m: Ints, prog: Ints, lease: Int, time: Int) -> None:
 
 
 @_compiled
+def _releases(m: Ints, prog: Ints, t: Int) -> None:
+    """Let leases go on whose time has come."""
+    soonest = NEVER
+    for number in range(m[N_CORES]):
+        lease = m[AT_LEASE] + number * m[LEASE_WIDTH]
+        if m[lease + STATE] == RUNNING and m[lease + RELEASE] > 0:
+            if m[lease + RELEASE] <= t:
+                _release(m, prog, lease, m[lease + RELEASE])
+            else:
+                soonest = min(soonest, m[lease + RELEASE])
+    m[NEXT_RELEASE] = soonest
+
+
+@_compiled
+def _meet(m: Ints, lease: Int, t: Int) -> None:
+    """One core more has arrived: when all have, the lease goes on a little later, or stops here if it was asked to."""
+    m[lease + ARRIVED] += 1
+    if m[lease + ARRIVED] < m[lease + CORES]:
+        return
+    m[lease + PROGRESS] = t + m[SYNC_CYCLES]
+    if _shall_stop(m, lease):
+        m[lease + HALTED] = m[CHANGED] = 1
+    else:
+        m[lease + RELEASE] = t + m[SYNC_CYCLES]
+        m[NEXT_RELEASE] = min(m[NEXT_RELEASE], m[lease + RELEASE])
+
+
+@_compiled
+def _shall_stop(m: Ints, lease: Int) -> Any:
+    """Whether the lease stops at the SYNC that it reaches next, or is at."""
+    return m[lease + STOPPING] == 1 and m[lease + SYNCS_LEFT] == 0
+
+
+@_compiled
+def ask_to_stop(m: Ints, prog: Ints, number: Int, t: Int, enable: Int, passing: Int) -> None:
+    """From cycle t on the lease shall stop at a SYNC after ``passing`` more, or (not ``enable``) shall not.
+
+    A SYNC that all cores have met counts as passed when the dispatchers go on. Cores that have arrived early must
+    arrive again with everything done.
+    """
+    lease = m[AT_LEASE] + number * m[LEASE_WIDTH]
+    if m[lease + STATE] != RUNNING:
+        return
+    m[lease + STOPPING] = enable
+    m[lease + SYNCS_LEFT] = passing
+    pending = m[lease + RELEASE] > 0
+    if _shall_stop(m, lease):
+        m[lease + RELEASE] = 0
+        for c in range(m[N_CORES]):
+            k = _core(m, c)
+            if m[k + LEASE] == number and m[k + D_HOLD] == WAITING:
+                m[k + D_HOLD] = REACHED if m[k + D_REACHED] == t else RETRACTED
+                m[lease + ARRIVED] -= 1
+            elif m[k + LEASE] == number and m[k + D_HOLD] == AGAIN:
+                m[k + D_HOLD] = RETRACTED
+        for c in range(m[N_CORES]):
+            k = _core(m, c)
+            if m[k + LEASE] == number and (m[k + D_HOLD] == REACHED or m[k + D_HOLD] == RETRACTED):
+                _arrive(m, prog, c, t)
+                _wake(m, c, t)
+        if pending and m[lease + ARRIVED] < m[lease + CORES]:
+            m[lease + PROGRESS] = t + 1
+    else:
+        for c in range(m[N_CORES]):
+            k = _core(m, c)
+            if m[k + LEASE] == number and m[k + D_HOLD] == RETRACTED:
+                m[k + D_HOLD] = AGAIN
+                m[k + D_REACHED] = t + 1
+            if m[k + LEASE] == number and (m[k + D_HOLD] == REACHED or m[k + D_HOLD] == AGAIN):
+                _wake(m, c, t + 1)
+    _stop(m, t)
+
+
+@_compiled
+def _stop(m: Ints, t: Int) -> None:
+    """Leases whose cores have met at the SYNC where they shall stop, and that no fault stopped in this very cycle."""
+    for number in range(m[N_CORES]):
+        lease = m[AT_LEASE] + number * m[LEASE_WIDTH]
+        if m[lease + STATE] == RUNNING and m[lease + HALTED] == 1:
+            m[lease + STATE] = STOPPED
+            m[lease + END] = t
+            m[CHANGED] = 1
+    if m[CHANGED]:
+        halt(m)
+
+
+@_compiled
 def _arrive(m: Ints, prog: Ints, c: Int, t: Int) -> Int:
-    """A core held at SYNC or END arrives when all is done; returns when to look again."""
+    """A core held at SYNC or END arrives when all is done (SYNC: or what it waits for); returns when to look again."""
     k = _core(m, c)
-    for unit in range(3):
-        if m[k + Q_HEAD + unit] != m[k + Q_TAIL + unit]:
-            return NEVER
-    if m[k + L_CURRENT] != -1 or m[k + L_ENDED] != m[k + L_ISSUED] or m[k + C_CURRENT] >= 0 or m[k + S_CURRENT] >= 0:
+    row = m[k + BASE] + m[k + D_INDEX]
+    lease = _lease_of(m, k)
+    early = prog[row, OUTER] if prog[row, KIND] == SYNC_KIND and not _shall_stop(m, lease) else 0
+    if m[k + D_HOLD] == AGAIN and m[k + D_REACHED] <= t:
+        m[k + D_HOLD] = WAITING
+        m[k + D_REACHED] = t
+        _meet(m, lease, t)
         return NEVER
-    if m[k + W_PENDING] > 0:
+    if m[k + S_CURRENT] >= 0 or m[k + W_PENDING] > 0:
+        return NEVER
+    if early == 0:
+        for unit in range(3):
+            if m[k + Q_HEAD + unit] != m[k + Q_TAIL + unit]:
+                return NEVER
+        if m[k + L_CURRENT] != -1 or m[k + L_ENDED] != m[k + L_ISSUED] or m[k + C_CURRENT] >= 0:
+            return NEVER
+    elif m[k + Q_TAIL2] - m[k + Q_HEAD2] >= early:
         return NEVER
     time = max(m[k + D_REACHED], m[k + W_ACK])
     if time > t:
         return time
-    lease = _lease_of(m, k)
-    row = m[k + BASE] + m[k + D_INDEX]
     if prog[row, KIND] == END_KIND:
         m[k + D_HOLD] = OVER
         prog[row, LEFT] = prog[row, ENDED_AT] = t
-        m[lease + PROGRESS] = t
+        m[lease + PROGRESS] = max(m[lease + PROGRESS], t)
         m[lease + ENDED] += 1
         if m[lease + ENDED] == m[lease + CORES]:
             m[lease + STATE] = DONE
@@ -558,9 +667,8 @@ def _arrive(m: Ints, prog: Ints, c: Int, t: Int) -> Int:
             m[CHANGED] = 1
         return NEVER
     m[k + D_HOLD] = WAITING
-    m[lease + ARRIVED] += 1
-    if m[lease + ARRIVED] == m[lease + CORES]:
-        _release(m, prog, lease, t + m[SYNC_CYCLES])
+    m[k + D_REACHED] = t
+    _meet(m, lease, t)
     return NEVER
 
 
@@ -590,7 +698,7 @@ def _act(m: Ints, prog: Ints, c: Int, t: Int) -> None:
     again = NEVER
     if m[k + D_HOLD] == GOING:
         again = _dispatch(m, prog, c, t)
-    if m[k + D_HOLD] == REACHED:
+    if m[k + D_HOLD] == REACHED or m[k + D_HOLD] >= RETRACTED:
         again = _arrive(m, prog, c, t)
     if m[k + BAD_TIME] <= t:
         _fail(m, _lease_of(m, k), t, m[k + BAD_FAULT], c, m[k + BAD_INDEX], m[k + BAD_ADDRESS])
@@ -623,17 +731,6 @@ def _watch(m: Ints, number: Int, t: Int) -> None:
 
 
 @_compiled
-def halt(m: Ints) -> None:
-    """Take the cores and slots of leases that have stopped out of the loop."""
-    m[CHANGED] = 0
-    for c in range(m[N_CORES]):
-        k = _core(m, c)
-        if m[k + LEASE] < 0 or m[_lease_of(m, k) + STATE] != RUNNING:
-            m[m[AT_CORE_NEXT] + c] = NEVER
-            m[m[AT_SLOT_NEXT] + c] = NEVER
-
-
-@_compiled
 def _watch_time(m: Ints) -> Int:
     """The cycle in which the first watchdog may bark. Progress only moves it further away."""
     soonest = NEVER
@@ -653,7 +750,7 @@ def advance(m: Ints, prog: Ints, target: Int, limit: Int) -> Int:
     state = m[AT_LEASE] + target * m[LEASE_WIDTH] + STATE
     watch = _watch_time(m)
     while True:
-        t = watch
+        t = min(watch, m[NEXT_RELEASE])
         for c in range(slot_next.shape[0]):
             t = min(t, slot_next[c])
         for c in range(core_next.shape[0]):
@@ -663,6 +760,8 @@ def advance(m: Ints, prog: Ints, target: Int, limit: Int) -> Int:
         for s in range(slot_next.shape[0]):
             if slot_next[s] <= t:
                 _grant(m, prog, s, t)
+        if t >= m[NEXT_RELEASE]:
+            _releases(m, prog, t)
         for c in range(core_next.shape[0]):
             if core_next[c] <= t:  # also cores of a lease that stops in this very cycle
                 _act(m, prog, c, t)
@@ -671,7 +770,7 @@ def advance(m: Ints, prog: Ints, target: Int, limit: Int) -> Int:
                 _watch(m, number, t)
             watch = _watch_time(m)
         if m[CHANGED]:
-            halt(m)
+            _stop(m, t)
             watch = _watch_time(m)
         if m[state] != RUNNING:
             return t

@@ -55,6 +55,8 @@ class Core(wiring.Component):
             dispatch.compute_index.eq(compute.done_index),
             dispatch.save_raise.eq(save.done_raise),
             dispatch.save_index.eq(save.done_index),
+            dispatch.written.eq(~self.writes_pending),
+            dispatch.drain.eq(self.drain),
             dispatch.drained.eq(load.idle & compute.free & save.free & ~self.writes_pending),
         ]
         self._control(m, dispatch)
@@ -82,7 +84,9 @@ class Core(wiring.Component):
             dispatch.run.eq(running & ~self.halt & ~self.start),
             self.reached.eq(dispatch.index),
         ]
-        m.d.sync += [self.sync_arrived.eq(dispatch.arrived), self.sync_layer.eq(dispatch.layer)]
+        m.d.sync += self.sync_arrived.eq(dispatch.arrived)
+        with m.If(dispatch.arrived):
+            m.d.sync += self.sync_layer.eq(dispatch.layer)
         with m.If(dispatch.ended):
             m.d.sync += self.end_arrived.eq(1)
         with m.If(dispatch.fault):

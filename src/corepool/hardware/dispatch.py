@@ -54,7 +54,8 @@ class Dispatcher(wiring.Component):
 
     ``free``: the unit can start in this cycle. ``load_raise``, ``compute_raise_prev``, ``compute_raise_next``,
     ``save_raise``: tokens raised in this cycle, by the instructions with these ``*_index``. ``drained``: loads,
-    compute, save and writes have nothing under way. ``run`` lets it work; ``reset`` empties it. ``fault``,
+    compute, save and writes have nothing under way; ``written``: writes alone. ``drain``: no SYNC is early.
+    ``run`` lets it work; ``reset`` empties it. ``fault``,
     ``arrived`` (with ``layer``), ``ended`` in the cycle of the event itself; ``index`` is that of the instruction at
     the head.
     """
@@ -71,6 +72,8 @@ class Dispatcher(wiring.Component):
                 "reset": In(1),
                 "free": In(3),
                 "drained": In(1),
+                "written": In(1),
+                "drain": In(1),
                 "go": Out(3),
                 "heads": Out(ENTRY).array(3),
                 "load_raise": In(1),
@@ -135,9 +138,10 @@ class Dispatcher(wiring.Component):
         end = present & ~bad & is_opcode(word, Opcode.END)
         foreign = sync & (get(word, Opcode.SYNC, "cores") != self.lease_cores)
         empty = Cat(*(queue.level != 0 for queue in queues)).any() == 0
+        soon = self._early(m, queues[int(Unit.SAVE)], sync)
         m.d.comb += [
             self.instruction.ready.eq(Cat(*(queue.push for queue in queues)).any() | (sync & self.release)),
-            self.arrived.eq(sync & ~foreign & empty & self.drained & ~self.release),
+            self.arrived.eq(sync & ~foreign & ((empty & self.drained) | soon) & ~self.release),
             self.layer.eq(get(word, Opcode.SYNC, "layer")),
             self.ended.eq(end & empty & self.drained),
         ]
@@ -145,6 +149,18 @@ class Dispatcher(wiring.Component):
         with m.If(self.reset):
             m.d.sync += self.index.eq(0)
         self._fault(m, present & bad, foreign, self.run & ~self.instruction.valid & self.stream_end)
+
+    def _early(self, m: Module, saves: Queue, sync: Value) -> Value:
+        """A SYNC that need not wait for everything has what it waits for, or had it once."""
+        few = saves.level < get(self.instruction.payload, Opcode.SYNC, "early")
+        quiet = self.free[int(Unit.SAVE)] & ~self.go[int(Unit.SAVE)] & self.written
+        soon, had = Signal(), Signal()
+        m.d.comb += soon.eq(~self.drain & ((few & quiet) | had))
+        with m.If(sync & soon):
+            m.d.sync += had.eq(1)
+        with m.If(self.release | self.reset):
+            m.d.sync += had.eq(0)
+        return soon
 
     def _fault(self, m: Module, bad: Value, foreign: Value, over: Value) -> None:
         code, index = Signal(3), Signal(INDEX_BITS)

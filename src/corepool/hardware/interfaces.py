@@ -74,7 +74,8 @@ class CoreSignature(wiring.Signature):
 
     **Control.** ``start``: pulse in the cycle before the lease's first; resets queues, tokens and ``reached``, keeps
     memories. ``release``: pulse in the cycle before the next instruction may leave, i.e. in cycle
-    last arrival + sync_cycles - 1. ``lease_cores``: mask that every SYNC must carry. ``halt``: level; from the
+    last arrival + sync_cycles - 1. ``drain``: level; no SYNC is early, and one that has arrived early has not.
+    ``lease_cores``: mask that every SYNC must carry. ``halt``: level; from the
     next cycle on nothing is started, requested, written or reported; lines that come are dropped. ``clear``: pulse
     while halted or idle; then every memory of the core is zeroed, and ``cleared`` is high from when that is done
     until the next ``clear``.
@@ -108,6 +109,7 @@ class CoreSignature(wiring.Signature):
                 "step": Out(1),
                 "start": In(1),
                 "release": In(1),
+                "drain": In(1),
                 "lease_cores": In(32),
                 "halt": In(1),
                 "clear": In(1),

@@ -5,7 +5,7 @@ It must not know the cores' programs or memory; it sees levels and pulses that c
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -52,8 +52,8 @@ class Lease(wiring.Component):
     watchdog. set_stop, stop_after, stop_enable: written by the host; stopping, syncs_left: what it reads back.
     arrived, ended: levels of SYNC and END. completed: pulses. faulty: levels, with codes.
     begin: pulse in the cycle before the first. over: the run's end is seen, one cycle after it. live: from begin to
-    over. release: see Barrier. active: WAITING to DRAINING. state, code, fault_core, syncs, begin_cycle, end_cycle: of
-    the latest run. finished: pulse.
+    over. release: see Barrier. drain: the lease shall stop at its next SYNC, which then waits for everything. active:
+    WAITING to DRAINING. state, code, fault_core, syncs, begin_cycle, end_cycle: of the latest run. finished: pulse.
     """
 
     def __init__(self, config: HardwareConfig) -> None:
@@ -67,7 +67,7 @@ class Lease(wiring.Component):
                 "cores": In(mask), "ready": In(mask), "quiet": In(mask),
                 "arrived": In(mask), "ended": In(mask), "completed": In(mask), "faulty": In(mask),
                 "codes": In(3).array(mask),
-                "begin": Out(1), "live": Out(1), "over": Out(1), "release": Out(1),
+                "begin": Out(1), "live": Out(1), "over": Out(1), "release": Out(1), "drain": Out(1),
                 "active": Out(1), "finished": Out(1), "state": Out(3),
                 "code": Out(3), "fault_core": Out(id_bits(config)),
                 "syncs": Out(32), "begin_cycle": Out(CYCLE_BITS), "end_cycle": Out(CYCLE_BITS),
@@ -80,6 +80,7 @@ class Lease(wiring.Component):
         m.submodules.watchdog = self._watchdog = Watchdog()
         self._seen = Signal()  # reports of this run are there: from its first cycle on
         self._how = Signal(3)  # how the run ended
+        self._asked = Signal(2)  # the host wanted a stop one and two cycles ago
         self._meet(m)
         self._watch(m)
         self._end(m)
@@ -88,20 +89,28 @@ class Lease(wiring.Component):
 
     def _meet(self, m: Module) -> None:
         """SYNC: go on, or stop there if the host asked for it."""
-        barrier = self._barrier
+        barrier, wish = self._barrier, Signal()
         m.d.comb += [
             barrier.cores.eq(self.cores),
             barrier.arrived.eq(self.arrived),
             barrier.enable.eq(self.live & self._seen),
-            barrier.hold.eq(self.stopping & (self.syncs_left == 0)),
+            wish.eq(self.stopping & (self.syncs_left == 0)),
+            barrier.hold.eq(wish | self._asked.any()),
             self.release.eq(barrier.release),
+            self.drain.eq(wish | self._asked[0]),
         ]
+        # Arrivals are seen a cycle after they happened, and those that were early are taken back in the first cycle of
+        # a wish; so that of cycle s ends a run in s at the earliest, and what happens until its last cycle counts.
+        m.d.sync += self._asked.eq(Cat(wish, self._asked))
+        # A SYNC of the cycle in which the run's end is seen comes too late; one of the cycle of a request still counts.
+        with m.If(self.release & ~self.over):
+            m.d.sync += self.syncs.eq(self.syncs + 1)
         with m.If(self.set_stop):
             m.d.sync += [self.syncs_left.eq(self.stop_after), self.stopping.eq(self.stop_enable)]
-        with m.Elif(self.release):
-            m.d.sync += [self.syncs.eq(self.syncs + 1), self.syncs_left.eq(self.syncs_left - self.stopping)]
-        with m.Elif(self.over & (self._how == State.STOPPED)):
+        with m.Elif(self.over):
             m.d.sync += self.stopping.eq(0)
+        with m.Elif(self.release & self.stopping):
+            m.d.sync += self.syncs_left.eq(self.syncs_left - 1)
 
     def _watch(self, m: Module) -> None:
         watchdog = self._watchdog
@@ -120,7 +129,7 @@ class Lease(wiring.Component):
         """Everything that ends a run, in the cycle after it happened."""
         faulty, going = Signal.like(self.faulty), Signal.like(self.cores)
         m.d.comb += [faulty.eq(self.faulty & self.cores), going.eq(self.cores & ~self.ended)]
-        halted = self._barrier.met & self._barrier.hold
+        halted = self._barrier.met & self._asked.any()
         watch = self.live & self._seen
         with m.If(watch & (faulty != 0)):
             m.d.comb += [self.over.eq(1), self._how.eq(State.FAULTED)]

@@ -150,7 +150,7 @@ class Pool(wiring.Component):
         for number, (core, port) in enumerate(zip(self._cores, self._ports, strict=True)):
             connect(m, core, port.core)
             mine = [owners.cores[lease][number] for lease in range(config.cores)]
-            for name in ("begin", "live", "over", "release"):
+            for name in ("begin", "live", "over", "release", "drain"):
                 signals = [getattr(lease, name) & own for lease, own in zip(self._leases, mine, strict=True)]
                 m.d.comb += getattr(port.run, name).eq(Cat(signals).any())
             m.d.comb += [port.run.mates.eq(owners.mates[number]), port.held.eq(owners.held[number])]

@@ -30,11 +30,18 @@ COUNTERS = (
 
 
 class RunSignature(wiring.Signature):
-    """What a lease tells each of its cores: see Lease for begin, live, over, release; mates: the lease's cores."""
+    """What a lease tells each of its cores: see Lease for begin, live, over, release, drain; mates: its cores."""
 
     def __init__(self, config: HardwareConfig) -> None:
         super().__init__(
-            {"begin": Out(1), "live": Out(1), "over": Out(1), "release": Out(1), "mates": Out(config.cores)}
+            {
+                "begin": Out(1),
+                "live": Out(1),
+                "over": Out(1),
+                "release": Out(1),
+                "drain": Out(1),
+                "mates": Out(config.cores),
+            }
         )
 
 
@@ -96,6 +103,7 @@ class CorePort(wiring.Component):
         m.d.comb += [
             core.start.eq(run.begin),
             core.release.eq(run.release),
+            core.drain.eq(run.drain),
             core.lease_cores.eq(run.mates),
             core.halt.eq(self._halt),
             core.clear.eq(self.clear),

@@ -135,7 +135,7 @@ REGISTERS: tuple[Register, ...] = (
     Register(_L, "CORES", 0x04, Access.READ, "its cores, a bit each: those that OWNER gives to it"),
     Register(
         _L, "STOP", 0x08, Access.BOTH, "stop at a SYNC instead of going on",
-        (Part("after", 0, 16, "how many SYNCs to pass before; counts down"), Part("enable", 16, 1, "1: stop; 0 after the stop")),
+        (Part("after", 0, 16, "how many SYNCs to pass before; counts down"), Part("enable", 16, 1, "1: stop; 0 after the run")),
     ),
     Register(
         _L, "FAULT", 0x0C, Access.READ, "why the latest run was stopped",

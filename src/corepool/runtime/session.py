@@ -18,10 +18,12 @@ import numpy.typing as npt
 from corepool.compiler.dynamic.linker import Linked, link
 from corepool.compiler.model import ModelPackage
 from corepool.config import HardwareConfig
-from corepool.device.base import STREAM_ALIGNMENT, WINDOW_ALIGNMENT, Completion, Counters, Device, Lease
+from corepool.device.base import STREAM_ALIGNMENT, WINDOW_ALIGNMENT, Boundary, Completion, Counters, Device, Lease
 from corepool.device.trace import Traced, write_trace
 from corepool.errors import DeviceError, FaultError
 from corepool.files import replacing
+from corepool.isa.table import INSTRUCTION_BYTES
+from corepool.runtime.context import NOBODY, Maps, Saved, Switch, fetch, load
 from corepool.runtime.host import HostPort, check_inputs, pack, unpack, unpack_float
 from corepool.runtime.tail import Tail
 
@@ -115,6 +117,9 @@ class Session:
         self._tail = tail if data else None
         self._begun_s = self._started_s = 0.0
         self._lease: Lease | None = None
+        self._loaded: tuple[list[npt.NDArray[np.uint8]], int] = [], 0  # streams, and the layer that they begin with
+        self._owner = np.zeros(0, np.int8)  # of each word of the window: a bank that holds it
+        self._asked = self._spent = 0
         self.placement = self.place(self.prepare(cores))
 
     def __enter__(self) -> Session:
@@ -143,12 +148,18 @@ class Session:
 
     def place(self, prepared: Prepared) -> Placement:
         """Lease the cores that the model was linked for and upload weights and streams."""
+        placement = self._place(prepared, 0)
+        self._loaded = prepared.linked.streams, 0
+        return placement
+
+    def _place(self, prepared: Prepared, spare: int) -> Placement:
+        """``spare``: bytes that later streams may need beyond those of now."""
         if self._lease is not None:
             raise DeviceError("the model is still on its cores: release them before placing it on others")
         begin = self._clock()
         window, weights = self._package.meta["window"], self._package.weights
         room = sum(-(-stream.nbytes // STREAM_ALIGNMENT) * STREAM_ALIGNMENT for stream in prepared.linked.streams)
-        size = max(window["window_bytes"], window["streams_offset"] + room)
+        size = max(window["window_bytes"], window["streams_offset"] + max(room, spare))
         lease = self.device.open_lease(prepared.cores, -(-size // WINDOW_ALIGNMENT) * WINDOW_ALIGNMENT)
         try:
             if self._data:
@@ -191,9 +202,95 @@ class Session:
             check_inputs(self.inputs, inputs)
             for port in self.inputs:
                 self.device.write(lease, port.offset, pack(port, inputs[port.name]))
+        if self._loaded[1] > 0:  # the streams begin in the middle: an inference was resumed
+            linked = link(self._package, self.cores, self.device.config)
+            self.device.load_streams(lease, linked.streams, self._package.meta["window"]["streams_offset"])
+            self._loaded = linked.streams, 0
+        self._owner = self._inputs_owner(lease)
         begin = self.device.start(lease)
+        self._spent = 0
         self._started_s = self._clock()
         return begin
+
+    def stop(self, after: Boundary = Boundary.LAYER, passing: int = 0) -> int:
+        """Ask the running inference to stop, see ``Device.stop``; ``suspend`` or ``finish`` then waits for it."""
+        self._asked = self.device.stop(self._open(), after, passing)
+        return self._asked
+
+    def suspend(self) -> Saved | None:
+        """Wait until the inference has stopped, read what it needs to go on, and give the cores back.
+
+        None if it came to its end instead: ``finish`` then fetches its outputs. Raises FaultError as ``finish`` does.
+        """
+        lease = self._open()
+        completion = self._wait(lease)
+        if completion.stopped is None:
+            return None
+        streams, first_layer = self._loaded
+        maps, config = Maps(self.device.config, self._package.meta["window"]), self.device.config
+        layer = completion.stopped.layer + 1
+        maps.written(self._owner, streams, layer - first_layer)
+        home = lease.cores[0]
+        rest = link(self._package, [home], config, layer).streams
+        live = maps.needed(rest, [config.bank_of(home)], self._finals(maps), config.bank_of(home))
+        wanted = live[config.bank_of(home)] & (self._owner != NOBODY)
+        places, data = fetch(self.device, lease, self._owner, wanted)
+        self.release()
+        return Saved(
+            model=str(self._package.meta["model"]),
+            next_layer=layer,
+            places=places,
+            data=data,
+            drain_cycles=completion.end_cycle - min(max(self._asked, completion.start_cycle), completion.end_cycle),
+            cycles=self._spent + completion.cycles,
+        )
+
+    def resume(self, saved: Saved, cores: Sequence[int]) -> Switch:
+        """Go on with a suspended inference of this model on any cores; ``finish`` waits for its end.
+
+        The result's completion is that of the last run. Raises DeviceError for a state of another model.
+        """
+        if saved.model != self._package.meta["model"]:
+            raise DeviceError(f"the state is that of model {saved.model!r}, not of {self._package.meta['model']!r}")
+        config, begin = self.device.config, self._clock()
+        linked = link(self._package, tuple(cores), config, saved.next_layer)
+        prepared = Prepared(tuple(cores), linked, (self._clock() - begin) * 1e3)
+        bound = int(self._package.stream_bound[len(prepared.cores) - 1]) * INSTRUCTION_BYTES
+        placement = self._place(prepared, bound + len(prepared.cores) * STREAM_ALIGNMENT)
+        lease, maps = self._open(), Maps(config, self._package.meta["window"])
+        banks = [config.bank_of(core) for core in prepared.cores]
+        needed = maps.needed(linked.streams, banks, self._finals(maps), lease.home_bank)
+        loaded = load(self.device, lease, saved, needed)
+        self._loaded = linked.streams, saved.next_layer
+        self._owner = np.full(maps.words, NOBODY, np.int8)
+        for bank, there in needed.items():
+            self._owner[saved.places[there[saved.places]]] = bank
+        self.device.start(lease)
+        self._spent = saved.cycles
+        return Switch(
+            drain_cycles=saved.drain_cycles,
+            saved_bytes=saved.bytes,
+            loaded_bytes=loaded,
+            weight_bytes=placement.upload_bytes - placement.stream_bytes,
+            stream_bytes=placement.stream_bytes,
+            clear_cycles=config.clear_cycles,
+            link_ms=prepared.link_ms,
+        )
+
+    def _inputs_owner(self, lease: Lease) -> npt.NDArray[np.int8]:
+        """Before the first layer only the inputs are there, in all banks."""
+        maps = Maps(self.device.config, self._package.meta["window"])
+        owner = np.full(maps.words, NOBODY, np.int8)
+        for port in self.inputs:
+            owner[maps.range(port.offset, port.bytes)] = lease.home_bank
+        return owner
+
+    def _finals(self, maps: Maps) -> npt.NDArray[np.bool_]:
+        """The words of the outputs."""
+        words = maps.none()
+        for port in self.ports:
+            words |= maps.range(port.offset, port.bytes)
+        return words
 
     def advance(self, cycles: int) -> None:
         """Let device time pass until the inference has ended, but at most so many cycles."""
@@ -208,7 +305,7 @@ class Session:
     def finish(self, timeout_cycles: int | None = None) -> Result:
         """Wait for the inference and fetch its outputs. Raises FaultError if a fault stopped it."""
         lease = self._open()
-        completion = self._wait(lease, timeout_cycles)
+        completion = self._whole(lease, timeout_cycles)
         counters = self.device.counters(lease)
         if not self._data:
             return Result({}, completion, counters)
@@ -222,10 +319,17 @@ class Session:
             raise FaultError(f"the model was stopped by a fault: {completion.fault}")
         return completion
 
+    def _whole(self, lease: Lease, timeout_cycles: int | None = None) -> Completion:
+        """As ``_wait``, for an inference that was not stopped before its end."""
+        completion = self._wait(lease, timeout_cycles)
+        if completion.stopped is not None:
+            raise DeviceError(f"the inference stopped after layer {completion.stopped.layer}: suspend and resume it")
+        return completion
+
     def collect(self, wanted: Collection[str] | None = None) -> Served:
         """As ``finish``, with the outputs in ``wanted`` only (None: all), and timed. Raises FaultError as it does."""
         lease = self._open()
-        completion = self._wait(lease)
+        completion = self._whole(lease)
         ended = self._clock()
         counters = self.device.counters(lease)
         words = {port.name: self.device.read(lease, port.offset, port.bytes) for port in self.ports}
