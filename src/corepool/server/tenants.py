@@ -166,7 +166,7 @@ class Tenants:
             self._publish_keys(kept)
         return Added(row, key.key_id, key.text)
 
-    def change(self, who: Identity, name: str, source: str = "", **values: Any) -> TenantRow:
+    def change(self, who: Identity, name: str, /, source: str = "", **values: Any) -> TenantRow:
         """Change quota_cores, priority, requests_per_s, burst, body_bytes or in_flight of a tenant.
 
         Raises ConflictError if its leases hold more than the new quota.
