@@ -130,7 +130,7 @@ def test_many_bits_of_the_log(
     cut: tuple[Path, list[store_work.State]], tmp_path: Path, rng: np.random.Generator
 ) -> None:
     folder, rows = cut
-    found = judged(folder, rows, LOG, bits_of(folder / LOG, 512, 8, rng), tmp_path / "state")
+    found = judged(folder, rows, LOG, bits_of(folder / LOG, 512, 4, rng), tmp_path / "state")
     assert found["noticed"] > 500
 
 

@@ -43,8 +43,14 @@ def has_room(folder: Path, size: int = PROBE_BYTES) -> bool:
     return True
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line that is not long."""
+    return " ".join(str(error).split())[:200]
+
+
 def of_sqlite(error: sqlite3.Error, where: str, folder: Path) -> StoreError | StorageFullError | ConflictError:
     """The project's error for one of SQLite's."""
+    said = one_line(error)
     code = getattr(error, "sqlite_errorcode", None)
     primary = None if code is None else code & 0xFF
     if primary == sqlite3.SQLITE_FULL:
@@ -52,23 +58,22 @@ def of_sqlite(error: sqlite3.Error, where: str, folder: Path) -> StoreError | St
     if primary == sqlite3.SQLITE_IOERR:
         if not has_room(folder):
             return full(where)
-        return StoreError(f"the store {where} cannot be read or written ({error}): look at the disk")
+        return StoreError(f"the store {where} cannot be read or written ({said}): look at the disk")
     if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return StoreError(f"the store {where} is damaged ({error}): {RESTORE}")
+        return StoreError(f"the store {where} is damaged ({said}): {RESTORE}")
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StoreError(f"the store {where} is held by another process: stop it, or use another state folder")
     if primary in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
-        return StoreError(f"the store {where} cannot be opened for writing ({error}): check the folder's permissions")
+        return StoreError(f"the store {where} cannot be opened for writing ({said}): check the folder's permissions")
     if primary == sqlite3.SQLITE_CONSTRAINT:
-        return ConflictError(f"a row contradicts what is stored ({error})")
-    return StoreError(f"the store {where} does not answer as it should ({error}): {RESTORE}")
+        return ConflictError(f"a row contradicts what is stored ({said})")
+    return StoreError(f"the store {where} does not answer as it should ({said}): {RESTORE}")
 
 
 def of_postgres(error: DBAPIError, where: str) -> StoreError | StorageFullError | ConflictError:
     """The project's error for one of PostgreSQL's."""
     state = str(getattr(error.orig, "sqlstate", "") or "")
-    first = str(error.orig).strip().splitlines()[:1]
-    said = first[0] if first else type(error.orig).__name__
+    said = one_line(error.orig) if error.orig else type(error).__name__
     if state in ("53100", "53200"):
         return full(where)
     if state.startswith("23") or state == "P0001":
@@ -93,7 +98,7 @@ def translated(where: str, folder: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         raise of_sqlite(error, where, folder) from error
     except SQLAlchemyError as error:
-        raise StoreError(f"the store {where} does not answer as it should ({error}): {RESTORE}") from error
+        raise StoreError(f"the store {where} does not answer as it should ({one_line(error)}): {RESTORE}") from error
     except (UnicodeDecodeError, OverflowError, MemoryError) as error:
         raise StoreError(f"the store {where} is damaged ({type(error).__name__}): {RESTORE}") from error
     except OSError as error:
