@@ -10,10 +10,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
 from amaranth.back import rtlil
+from amaranth.hdl import Fragment
 from amaranth.lib import wiring
 
 from corepool.config import HardwareConfig
@@ -22,7 +24,7 @@ from corepool.hardware.core import Core
 from corepool.hardware.library import Library, ports
 from corepool.hardware.pool import MakeCore, Pool
 
-TOP = "corepool_pool"
+TOP, CORE = "corepool_pool", "corepool_core"
 VERILOG, FILE_LIST, CONFIGURATION = f"{TOP}.v", f"{TOP}.f", f"{TOP}.json"
 
 
@@ -47,25 +49,29 @@ def run_yosys(script: str, directory: Path) -> str:
     return done.stdout
 
 
-def to_rtlil(top: wiring.Component, name: str) -> dict[str, str]:
-    """RTLIL of a component and of all modules that it holds by name."""
-    library = Library()
+def to_rtlil(top: wiring.Component, name: str, outside: Collection[str] = ()) -> dict[str, str]:
+    """RTLIL of a component and of all modules that it holds by name, but those in ``outside`` (see Library)."""
+    library = Library(outside)
     library.modules[name] = top
     texts: dict[str, str] = {}
     while len(texts) < len(library.modules):
         for module, component in list(library.modules.items()):
-            if module not in texts:
-                signals = {port: (signal, None) for port, _, signal in ports(component)}
-                texts[module] = rtlil.convert(component, name=module, platform=library, ports=signals, emit_src=False)
+            if module in texts:
+                continue
+            fragment = Fragment.get(component, library)
+            signals = {port: (signal, None) for port, _, signal in ports(component)}
+            if component is top:
+                signals |= {port: (signal, None) for port, signal in library.openings()}
+            texts[module] = rtlil.convert(fragment, name=module, platform=library, ports=signals, emit_src=False)
     return texts
 
 
-def to_verilog(top: wiring.Component, name: str) -> str:
-    """Verilog of a component. Raises ToolError."""
+def to_verilog(top: wiring.Component, name: str, outside: Collection[str] = ()) -> str:
+    """Verilog of a component, without the modules in ``outside`` (see Library). Raises ToolError."""
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
         script = []
-        for module, text in to_rtlil(top, name).items():
+        for module, text in to_rtlil(top, name, outside).items():
             (folder / f"{module}.il").write_text(text)
             script.append(f"read_rtlil {module}.il")
         script += ["proc -nomux -norom", "memory_collect", "write_verilog -noattr -norename out.v"]

@@ -5,10 +5,10 @@ It must not know any block. In simulation nothing changes; only who emits a desi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
-from amaranth.hdl import ClockSignal, Instance, ResetSignal, Value, ValueCastable
+from amaranth.hdl import ClockSignal, Instance, Module, ResetSignal, Value, ValueCastable
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
@@ -21,19 +21,37 @@ def ports(component: wiring.Component) -> Iterator[tuple[str, bool, Value]]:
 
 
 class Library:
-    """The modules of a design by name. Two components of one name must be the same hardware."""
+    """The modules of a design by name. Two components of one name must be the same hardware.
 
-    def __init__(self) -> None:
+    Modules called as in ``outside`` are left out: their ports become ports of the design, ``name{number}__{port}``.
+    """
+
+    def __init__(self, outside: Collection[str] = ()) -> None:
         self.modules: dict[str, wiring.Component] = {}
+        self._outside: dict[str, list[wiring.Component]] = {name: [] for name in outside}
 
-    def instance(self, component: wiring.Component, name: str) -> Instance:
+    def instance(self, component: wiring.Component, name: str) -> Instance | Module:
         """An instance of module ``name`` on the signals of ``component``; only the first of a name is elaborated."""
-        if self.modules.setdefault(name, component) is not component:
-            component._MustUse__used = True  # only its ports are used; Amaranth would warn of a forgotten submodule
+        if name in self._outside:
+            self._outside[name].append(component)
+        elif self.modules.setdefault(name, component) is component:
+            return self._connected(component, name)
+        component._MustUse__used = True  # only its ports are used; Amaranth would warn of a forgotten submodule
+        return Module() if name in self._outside else self._connected(component, name)
+
+    @staticmethod
+    def _connected(component: wiring.Component, name: str) -> Instance:
         connections: dict[str, Any] = {"i_clk": ClockSignal(), "i_rst": ResetSignal()}
         for port, is_input, signal in ports(component):
             connections[f"{'i' if is_input else 'o'}_{port}"] = signal
         return Instance(name, **connections)
+
+    def openings(self) -> Iterator[tuple[str, Value]]:
+        """Name and signal of every port that leads to a module that was left out."""
+        for name, components in self._outside.items():
+            for number, component in enumerate(components):
+                for port, _, signal in ports(component):
+                    yield f"{name}{number}__{port}", signal
 
 
 def share(platform: object, component: wiring.Component, name: str) -> Any:

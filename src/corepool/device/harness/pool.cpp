@@ -1,5 +1,6 @@
 // Runs the pool's Verilog with a memory at each bank, for a host that speaks through a few C functions.
-// It must not know registers, leases or streams. ports.h is written by the builder: VERILATOR's names, sizes, latencies.
+// It must not know registers, leases or streams. ports.h is written by the builder: Verilator's names, sizes, latencies,
+// and the wires between the pool and its cores, which are models of their own (CORES 0: they are within the pool's).
 
 #include <cstdint>
 #include <cstring>
@@ -9,6 +10,9 @@
 #include "Vpool.h"
 #include "ports.h"
 #include "verilated.h"
+#if CORES
+#include "Vcore.h"
+#endif
 
 namespace {
 
@@ -45,6 +49,9 @@ struct Bank {
 struct Device {
     VerilatedContext context;
     std::unique_ptr<Vpool> pool;
+#if CORES
+    std::unique_ptr<Vcore> cores[CORES];
+#endif
     Bank banks[BANKS];
     uint64_t bank_bytes = 0;
     uint64_t cycle = 0;    // cycles since reset
@@ -95,6 +102,7 @@ struct Device {
         }                                                                                                             \
     }
 
+#define CORE_MAKE(n) device->cores[n] = std::make_unique<Vcore>(&device->context);
 #define ATTACH(n)                                                                                                     \
     pool.PORT(n, arready) = pool.PORT(n, awready) = pool.PORT(n, wready) = pool.PORT(n, rlast) = 1;
 
@@ -114,13 +122,59 @@ void store(Device &device, Bank &bank) {
     }
 }
 
-void edge(Device &device) {
-    device.pool->clk = 1;
-    device.pool->eval();
-    device.pool->clk = 0;
+// Takes a wire's value to its other end; whether that is news there.
+template <typename Wire> bool pass(Wire &there, const Wire &here) {
+    if (!std::memcmp(&there, &here, sizeof there)) return false;
+    there = here;
+    return true;
 }
 
-// One clock cycle. Outputs were settled by the evaluation at the end of the one before, or by settle().
+#define CORE_RESET(n) device.cores[n]->rst = reset;
+#define CORE_CLOCK(n) device.cores[n]->clk = level;
+#define CORE_EVAL(n) device.cores[n]->eval();
+#define GO_IN(n, name) news |= pass(device.cores[n]->name, pool.CORE_PORT(n, name));
+#define GO_OUT(n, name) news |= pass(pool.CORE_PORT(n, name), device.cores[n]->name);
+#define CORE_IN(n)                                                                                                    \
+    {                                                                                                                 \
+        bool news = false;                                                                                            \
+        TO_CORE(GO_IN, n)                                                                                             \
+        if (news) device.cores[n]->eval();                                                                            \
+    }
+#define CORE_OUT(n) FROM_CORE(GO_OUT, n)
+
+// Evaluates everything, and again as long as anything changes at the wires between the pool and its cores.
+void settle(Device &device) {
+    Vpool &pool = *device.pool;
+    FOR_CORES(CORE_EVAL)
+    for (int left = 100; left; --left) {
+        bool news = left == 100;
+        FOR_CORES(CORE_OUT)
+        if (!news) return;
+        pool.eval();
+        FOR_CORES(CORE_IN)
+    }
+    ++device.outside;  // an endless loop of wires: no result may be trusted
+}
+
+void clock(Device &device, int level) {
+    device.pool->clk = level;
+    FOR_CORES(CORE_CLOCK)
+}
+
+// The clock's rising edge. All models see what stood at their inputs before it.
+void edge(Device &device) {
+    clock(device, 1);
+    device.pool->eval();
+    FOR_CORES(CORE_EVAL)
+    clock(device, 0);
+}
+
+void set_reset(Device &device, int reset) {
+    device.pool->rst = reset;
+    FOR_CORES(CORE_RESET)
+}
+
+// One clock cycle. Outputs were settled at the end of the one before.
 void tick(Device &device) {
     Vpool &pool = *device.pool;
     bool taken_read[BANKS], taken_answer[BANKS];
@@ -129,7 +183,7 @@ void tick(Device &device) {
     edge(device);
     ++device.cycle;
     FOR_BANKS(DRIVE)
-    pool.eval();
+    settle(device);
 }
 
 constexpr int LIMIT = 1000;  // cycles in which a register access must be answered
@@ -145,14 +199,15 @@ void *corepool_open(uint8_t *const *banks, uint64_t bank_bytes) {
     device->bank_bytes = bank_bytes;
     for (int bank = 0; bank < BANKS; ++bank) device->banks[bank].bytes = banks[bank];
     Vpool &pool = *device->pool;
+    FOR_CORES(CORE_MAKE)
     FOR_BANKS(ATTACH)
-    pool.rst = 1;
+    set_reset(*device, 1);
     for (int count = 0; count < 4; ++count) {
-        pool.eval();
+        settle(*device);
         edge(*device);
     }
-    pool.rst = 0;
-    pool.eval();
+    set_reset(*device, 0);
+    settle(*device);
     return device;
 }
 
@@ -179,7 +234,7 @@ int corepool_write(void *handle, uint32_t place, uint32_t value) {
     pool.HOST(wdata) = value;
     pool.HOST(wstrb) = 15;
     pool.HOST(awvalid) = pool.HOST(wvalid) = pool.HOST(bready) = 1;
-    pool.eval();
+    settle(device);
     int response = -1;
     for (int left = LIMIT; left && response < 0; --left) {
         const bool address = pool.HOST(awvalid) && pool.HOST(awready), data = pool.HOST(wvalid) && pool.HOST(wready);
@@ -187,10 +242,10 @@ int corepool_write(void *handle, uint32_t place, uint32_t value) {
         tick(device);
         if (address) pool.HOST(awvalid) = 0;
         if (data) pool.HOST(wvalid) = 0;
-        pool.eval();
+        settle(device);
     }
     pool.HOST(awvalid) = pool.HOST(wvalid) = pool.HOST(bready) = 0;
-    pool.eval();
+    settle(device);
     return response;
 }
 
@@ -199,7 +254,7 @@ int corepool_read(void *handle, uint32_t place, uint32_t *value) {
     Vpool &pool = *device.pool;
     pool.HOST(araddr) = place;
     pool.HOST(arvalid) = pool.HOST(rready) = 1;
-    pool.eval();
+    settle(device);
     int response = -1;
     for (int left = LIMIT; left && response < 0; --left) {
         const bool taken = pool.HOST(arvalid) && pool.HOST(arready);
@@ -209,10 +264,10 @@ int corepool_read(void *handle, uint32_t place, uint32_t *value) {
         }
         tick(device);
         if (taken) pool.HOST(arvalid) = 0;
-        pool.eval();
+        settle(device);
     }
     pool.HOST(arvalid) = pool.HOST(rready) = 0;
-    pool.eval();
+    settle(device);
     return response;
 }
 }
