@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from corepool.server.rest.errors import error_body
 from corepool.server.settings import Limits
 
+LINGER_S = 1.0  # how long what still comes is read and thrown away
 _REASONS = {400: "Bad Request", 503: "Service Unavailable"}
 
 
@@ -34,6 +35,7 @@ class _Connection(HttpToolsProtocol):
         self._count = 0
         self._bytes = 0
         self._complaint = ""
+        self._refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -47,7 +49,7 @@ class _Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.parser is not None and not self.transport.is_closing():
+        if self.parser is not None and not self._refused and not self.transport.is_closing():
             super().data_received(data)
 
     def on_message_begin(self) -> None:
@@ -86,7 +88,7 @@ class _Connection(HttpToolsProtocol):
     def _answer(self, status: int, text: str) -> None:
         """Answer without an application, and close. While another request is being answered, only close."""
         self._stop_waiting()
-        if self.transport.is_closing():
+        if self._refused or self.transport.is_closing():
             return
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             body = error_body(text)
@@ -94,8 +96,13 @@ class _Connection(HttpToolsProtocol):
                 f"HTTP/1.1 {status} {_REASONS[status]}\r\ncontent-type: application/json\r\n"
                 f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
             )
+            self._refused = True
             self.transport.write(head.encode() + body)
-        self.transport.close()
+            # A connection that is closed while data wait to be read is reset, and the answer may be lost with it.
+            self.transport.write_eof()
+            self.loop.call_later(LINGER_S, self.transport.close)
+        else:
+            self.transport.close()
 
     def _wait_for_headers(self) -> None:
         self._late = self.loop.call_later(self.limits.header_timeout_s, self._too_late)
