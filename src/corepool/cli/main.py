@@ -14,7 +14,7 @@ import typer
 
 from corepool import __version__
 from corepool.cli import compile as compile_verb
-from corepool.cli import demo, evaluate, inspect, relink, rtl, run, serve, signals, zoo
+from corepool.cli import demo, evaluate, inspect, relink, rtl, run, serve, signals, store, zoo
 from corepool.cli.output import PipeClosedError, one_line, write
 from corepool.errors import CorepoolError
 
@@ -53,6 +53,7 @@ for verb in (zoo, compile_verb, inspect, run, relink, demo, evaluate):
     app.command(name=verb.NAME)(verb.command)
 app.command(name=serve.NAME, context_settings=serve.CONTEXT)(serve.command)
 app.add_typer(rtl.app)
+app.add_typer(store.app)
 
 
 def _complain(text: str) -> None:

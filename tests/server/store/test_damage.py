@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from corepool.errors import StoreError
-from corepool.server.store import Store
+from corepool.server.store import Store, backup
 from corepool.server.store.database import FILE_NAME
+from corepool.server.store.guard import MarkFile
 from support import store_work
 
 PAGE = 4096
@@ -160,7 +161,7 @@ def test_a_database_that_is_not_the_one(tmp_path: Path, what: str) -> None:
     with Store(None, state, 0) as store:
         for op in OPS[:10]:
             store_work.apply(store, op)
-        store.backup(tmp_path / "older")
+        backup(state, tmp_path / "older")
         for op in OPS[10:20]:
             store_work.apply(store, op)
     if what == "gone":
@@ -168,7 +169,7 @@ def test_a_database_that_is_not_the_one(tmp_path: Path, what: str) -> None:
     elif what == "text":
         file.write_text("this is not a database, whatever its name says\n" * 200)
     elif what == "older":
-        shutil.copyfile(tmp_path / "older", file)
+        shutil.copyfile(tmp_path / "older" / FILE_NAME, file)
     else:
         import sqlite3
 
@@ -176,7 +177,22 @@ def test_a_database_that_is_not_the_one(tmp_path: Path, what: str) -> None:
         with sqlite3.connect(file) as other:
             other.execute("CREATE TABLE leases (x)")
         other.close()
+    before = epoch_of(state)
     assert judge(state, []) == "noticed"
+    if what in ("gone", "older"):
+        with Store(None, state, 0, accept_loss=True) as store:
+            assert store.next_epochs() > before
+        with Store(None, state, 0) as store:
+            assert bool(store.tenants()) == (what == "older")
+
+
+def epoch_of(state: Path) -> int:
+    mark = MarkFile(state / "mark")
+    found = mark.read()
+    mark.close()
+    assert found is not None
+    assert found.epoch > 0
+    return found.epoch
 
 
 def test_a_log_that_was_removed_is_noticed(cut: tuple[Path, list[store_work.State]], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 It must not know devices, protocols or how decisions are made.
 """
 
+from corepool.server.store.backups import Backup, backup, restore
 from corepool.server.store.packages import Packages
 from corepool.server.store.records import (
     ACTIVE,
@@ -17,7 +18,6 @@ from corepool.server.store.records import (
     ModelRow,
     TenantRow,
 )
-from corepool.server.store.restore import restore
 from corepool.server.store.store import Store
 from corepool.server.store.transaction import Transaction
 
@@ -28,6 +28,7 @@ __all__ = [
     "REVOKED",
     "VOID",
     "AuditRow",
+    "Backup",
     "Intent",
     "KeyRow",
     "LeaseRow",
@@ -36,5 +37,6 @@ __all__ = [
     "Store",
     "TenantRow",
     "Transaction",
+    "backup",
     "restore",
 ]

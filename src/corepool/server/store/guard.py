@@ -18,6 +18,9 @@ from corepool.errors import StoreError
 BALLAST_BYTES = 4 << 20
 RESERVE_BYTES = 16 << 20  # below this much free room nothing new is admitted
 
+# After a loss that was accepted, or a restored backup, epochs go on so far above the last one known.
+EPOCHS_SKIPPED = 1_000_000
+
 
 class FolderLock:
     """Held while a daemon uses a state folder. Raises StoreError if another one does.

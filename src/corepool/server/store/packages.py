@@ -25,11 +25,12 @@ COPY_BYTES = 1 << 20
 class Packages:
     """A folder of packages. All methods may be called from any thread."""
 
-    def __init__(self, folder: Path, quarantine: Path) -> None:
+    def __init__(self, folder: Path, quarantine: Path, tidy: bool = True) -> None:
+        """``tidy``: remove copies that were cut short, which only the folder's one owner may do."""
         self.folder = folder
         self.quarantine = quarantine
         private_folder(folder)
-        for left in folder.glob(".*.tmp"):  # a copy that was cut short
+        for left in folder.glob(".*.tmp") if tidy else ():
             left.unlink(missing_ok=True)
 
     def path(self, sha256: str) -> Path:

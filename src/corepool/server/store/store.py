@@ -20,13 +20,24 @@ from corepool.errors import CorepoolError, StoreError
 from corepool.server.store import schema
 from corepool.server.store.database import Database, parse_url
 from corepool.server.store.faults import RESTORE, full, translated
-from corepool.server.store.guard import BALLAST_BYTES, Ballast, FolderLock, Mark, MarkFile, private_folder, roomy
-from corepool.server.store.migrate import copy, migrate
+from corepool.server.store.guard import (
+    BALLAST_BYTES,
+    EPOCHS_SKIPPED,
+    Ballast,
+    FolderLock,
+    Mark,
+    MarkFile,
+    private_folder,
+    roomy,
+)
+from corepool.server.store.migrate import migrate
 from corepool.server.store.packages import Packages
 from corepool.server.store.records import DONE, AuditRow, Intent, Json, KeyRow, LeaseRow, ModelRow, TenantRow
 from corepool.server.store.transaction import Transaction
 
 T = TypeVar("T")
+
+ACCEPT = f"{RESTORE}, or accept the loss with 'corepool store accept'"
 
 
 class Store:
@@ -38,10 +49,18 @@ class Store:
     fails; what was not acknowledged is then as before.
     """
 
-    def __init__(self, url: str | None, state_dir: str | Path, ballast_bytes: int = BALLAST_BYTES) -> None:
+    def __init__(
+        self,
+        url: str | None,
+        state_dir: str | Path,
+        ballast_bytes: int = BALLAST_BYTES,
+        accept_loss: bool = False,
+    ) -> None:
+        """``accept_loss``: open a database that is behind what was acknowledged; epochs then skip ahead."""
         self.folder = Path(state_dir).absolute()
         address = parse_url(url, self.folder)
         self.where = str(address.database) if address.get_backend_name() == "sqlite" else address.render_as_string()
+        self._accept_loss = accept_loss
         self._mutex = threading.RLock()
         self._current: Transaction | None = None
         self._meta: dict[str, str] = {}
@@ -84,8 +103,8 @@ class Store:
         """What belongs into the transaction that makes or changes the tables."""
         transaction = Transaction(self._database.connection, self._read_meta())
         if transaction.meta("server_id") is None:
-            self._refuse_if_gone()
-            for name, value in (("server_id", secrets.token_hex(8)), ("serial", "0"), ("epoch", "0")):
+            first = str(self._first_epoch())
+            for name, value in (("server_id", secrets.token_hex(8)), ("serial", "0"), ("epoch", first)):
                 transaction.put_meta(name, value)
         if self._database.sqlite:
             transaction.put_meta("schema_digest", self._schema_digest())
@@ -114,22 +133,29 @@ class Store:
             each()
         transaction.open_intents()
 
-    def _refuse_if_gone(self) -> None:
-        if self._mark.read() is not None:
-            raise StoreError(
-                f"the store {self.where} is empty, but {self.folder} was used before: {RESTORE}, or remove "
-                f"{self._mark.path} to begin anew"
-            )
+    def _first_epoch(self) -> int:
+        """Where a new store's epochs begin. Raises StoreError if the folder has been used with another database."""
+        mark = self._mark.read()
+        if mark is None:
+            return 0
+        if not self._accept_loss:
+            raise StoreError(f"the store {self.where} is empty, but {self.folder} was used before: {ACCEPT}")
+        return mark.epoch + EPOCHS_SKIPPED
 
     def _check_mark(self) -> None:
         mark = self._mark.read()
         if mark is None or mark.server != self.server_id:
             return
-        if mark.serial > int(self._meta["serial"]) or mark.epoch > int(self._meta["epoch"]):
+        if mark.serial <= self.serial and mark.epoch <= self.epoch():
+            return
+        if not self._accept_loss:
             raise StoreError(
-                f"the store {self.where} has lost its last acknowledged changes (it is at {self._meta['serial']}, "
-                f"{mark.serial} were made): {RESTORE}, or remove {self._mark.path} to accept the loss"
+                f"the store {self.where} has lost its last acknowledged changes (it is at {self.serial}, "
+                f"{mark.serial} were made): {ACCEPT}"
             )
+        with self._database.begin():
+            transaction = Transaction(self._database.connection, self._meta)
+            transaction.put_meta("epoch", str(max(mark.epoch, self.epoch()) + EPOCHS_SKIPPED))
 
     def _note_mark(self) -> None:
         self._mark.write(Mark(self.server_id, int(self._meta["serial"]), int(self._meta["epoch"])))
@@ -333,14 +359,3 @@ class Store:
             return self._read(lambda t: t.alive())
         except CorepoolError:
             return False
-
-    def backup(self, target: str | Path) -> None:
-        """Copy the SQLite database to a new file while it is in use. Raises StoreError if that is not possible."""
-        path = Path(target).absolute()
-        if not self._database.sqlite:
-            raise StoreError("a PostgreSQL store is backed up with pg_dump")
-        if path.exists():
-            raise StoreError(f"{path} exists: name a new file for the backup")
-        with self._mutex, translated(str(path), path.parent):
-            self._require_open()
-            copy(self._database.handle, path)
