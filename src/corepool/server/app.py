@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from corepool.config import HardwareConfig, preset
 from corepool.device.base import Device
 from corepool.server.access import KeyAccess
+from corepool.server.audit import AuditFile
 from corepool.server.compilations import Compilations
 from corepool.server.compile_process import compile_model
 from corepool.server.dataplane import DataPlane, Observer
@@ -60,6 +61,7 @@ def assembled(settings: Settings, log: ServerLog, observer: Observer | None = No
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(Store(url, settings.state_dir))
         bounds = Limits(rates.requests_per_s, rates.burst, limits.body_bytes, limits.tenant_in_flight)
+        AuditFile(store)
         tenants = Tenants(store, bounds)
         first_key = tenants.first_start()
         access = KeyAccess(tenants)
