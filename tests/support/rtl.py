@@ -15,10 +15,12 @@ from amaranth.lib import wiring
 from amaranth.sim import Simulator
 
 from corepool.config import HardwareConfig
+from corepool.hardware.axi import OKAY, SLVERR
 from corepool.hardware.bank import READ_OVERHEAD, WRITE_OVERHEAD
 from corepool.hardware.interfaces import CoreSignature
 from corepool.hardware.registers import Fault, State, address
 from corepool.isa.table import Opcode, field_of
+from support.axi import Axi4Rules, LiteRules, watch
 
 
 class StandIn(wiring.Component):
@@ -181,11 +183,17 @@ class StandIn(wiring.Component):
 
 
 class Memory:
-    """A bank's memory: takes a line a cycle, answers after fixed latencies; with ``rng`` late and with pauses."""
+    """A bank's memory: takes a line a cycle, answers after fixed latencies.
+
+    With ``rng`` it answers late, with pauses on all five channels, and in any order but that of each ID. A line in
+    ``broken`` is answered with an error. ``rules`` watch its bus.
+    """
 
     def __init__(self, config: HardwareConfig, rng: np.random.Generator | None = None) -> None:
         self.config, self.rng = config, rng
         self.bytes: dict[int, int] = {}
+        self.rules = Axi4Rules(config.ddr.line_bytes)
+        self.broken: set[int] = set()
         self.reads: list[tuple[int, int, int]] = []  # cycle of AR, id, address
         self.writes: list[tuple[int, int, int]] = []
 
@@ -195,12 +203,27 @@ class Memory:
     def get(self, start: int, size: int) -> bytes:
         return bytes(self.bytes.get(start + place, 0) for place in range(size))
 
+    def _response(self, place: int) -> int:
+        return SLVERR if place in self.broken else OKAY
+
+    def _choose(self, waiting: list[tuple[int, ...]], cycle: int) -> tuple[int, ...] | None:
+        """Take what is answered now: the oldest, or with ``rng`` the oldest of any ID, or nothing yet."""
+        first: dict[int, tuple[int, ...]] = {}
+        for entry in waiting:
+            first.setdefault(entry[1] if self.rng is not None else 0, entry)
+        due = [entry for entry in first.values() if entry[0] <= cycle]
+        if not due or (self.rng is not None and self.rng.random() < 0.2):
+            return None
+        chosen = due[0 if self.rng is None else int(self.rng.integers(len(due)))]
+        waiting.remove(chosen)
+        return chosen
+
     async def run(self, ctx: Any, bus: Any) -> None:
         """A process on one AXI4 master port."""
         config, line = self.config, self.config.ddr.line_bytes
         read_gap, write_gap = config.ddr.read_latency - READ_OVERHEAD, config.ddr.write_latency - WRITE_OVERHEAD
-        reads: deque[list[int]] = deque()
-        answers: deque[list[int]] = deque()
+        reads: list[tuple[int, ...]] = []  # due, ID, response, data
+        answers: list[tuple[int, ...]] = []
         aw: deque[tuple[int, int]] = deque()
         w: deque[tuple[int, int]] = deque()
         ports = [bus.arvalid, bus.arready, bus.arid, bus.araddr, bus.awvalid, bus.awready, bus.awid, bus.awaddr]
@@ -208,13 +231,15 @@ class Memory:
         ctx.set(bus.arready, 1)
         ctx.set(bus.awready, 1)
         ctx.set(bus.wready, 1)
+        ctx.set(bus.rlast, 1)
         cycle = 0
         async for _, _, *values in ctx.tick().sample(*ports):
             (arv, arr, arid, ara, awv, awr, awid, awa, wv, wr, wd, ws, rv, rr, bv, br) = values
             late = 0 if self.rng is None else int(self.rng.integers(0, 6))
             if arv and arr:
                 self.reads.append((cycle, arid, ara))
-                reads.append([cycle + read_gap + late, arid, int.from_bytes(self.get(ara, line), "little")])
+                content = int.from_bytes(self.get(ara, line), "little")
+                reads.append((cycle + read_gap + late, arid, self._response(ara), content))
             if awv and awr:
                 aw.append((awid, awa))
             if wv and wr:
@@ -225,21 +250,20 @@ class Memory:
                 for byte in range(line):
                     if strobe >> byte & 1:
                         self.bytes[place + byte] = content >> 8 * byte & 255
-                answers.append([cycle + write_gap + late, ident])
+                answers.append((cycle + write_gap + late, ident, self._response(place)))
             cycle += 1
             if rv and rr:
                 ctx.set(bus.rvalid, 0)
-            if (not rv or rr) and reads and reads[0][0] <= cycle:
-                _, ident, content = reads.popleft()
-                ctx.set(bus.rvalid, 1)
-                ctx.set(bus.rid, ident)
-                ctx.set(bus.rdata, content)
+            chosen = self._choose(reads, cycle) if not rv or rr else None
+            if chosen is not None:
+                for port, value in zip((bus.rid, bus.rresp, bus.rdata, bus.rvalid), (*chosen[1:], 1), strict=True):
+                    ctx.set(port, value)
             if bv and br:
                 ctx.set(bus.bvalid, 0)
-            if (not bv or br) and answers and answers[0][0] <= cycle:
-                _, ident = answers.popleft()
-                ctx.set(bus.bvalid, 1)
-                ctx.set(bus.bid, ident)
+            chosen = self._choose(answers, cycle) if not bv or br else None
+            if chosen is not None:
+                for port, value in zip((bus.bid, bus.bresp, bus.bvalid), (*chosen[1:], 1), strict=True):
+                    ctx.set(port, value)
             if self.rng is not None:
                 for ready in (bus.arready, bus.awready, bus.wready):
                     ctx.set(ready, int(self.rng.random() < 0.7))
@@ -309,7 +333,7 @@ class Host:
 
 
 def simulate(pool: Any, memories: Sequence[Memory], testbench: Any, vcd: str | None = None) -> None:
-    """Run ``testbench(ctx, host)`` on a pool with a memory at each bank."""
+    """Run ``testbench(ctx, host)`` on a pool with a memory at each bank; the rules of AXI are checked on every port."""
     simulator = Simulator(pool)
     simulator.add_clock(1e-6)
 
@@ -322,8 +346,16 @@ def simulate(pool: Any, memories: Sequence[Memory], testbench: Any, vcd: str | N
 
         return process
 
+    def watching(bus: Any, rules: Axi4Rules | LiteRules) -> Any:
+        async def process(ctx: Any) -> None:
+            await watch(ctx, bus, rules)
+
+        return process
+
     for bank in range(len(memories)):
         simulator.add_testbench(memory_at(bank), background=True)
+        simulator.add_testbench(watching(pool.bus[bank], memories[bank].rules), background=True)
+    simulator.add_testbench(watching(pool.host, LiteRules()), background=True)
     simulator.add_testbench(main)
     if vcd is None:
         simulator.run()

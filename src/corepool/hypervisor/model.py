@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from corepool.compiler.dynamic import link
 from corepool.compiler.model import ModelPackage
 from corepool.compiler.tables import IFP_COLUMNS, MAX_CORES
 from corepool.config import HardwareConfig
@@ -71,6 +70,8 @@ def to_ns(cycles: int, config: HardwareConfig) -> int:
 
 def model_of(name: str, package: ModelPackage, config: HardwareConfig) -> Model:
     """What the hypervisor needs to know of a package, with the latency table that the static compiler predicted."""
+    from corepool.compiler.dynamic import link  # numba is slow to import; only who links pays
+
     counts = range(1, min(config.cores, MAX_CORES) + 1)
     linked = [link(package, range(n), config) for n in counts]
     streams = tuple(each.stream_bytes for each in linked)

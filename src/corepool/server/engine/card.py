@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
@@ -18,8 +18,10 @@ from corepool.compiler.model import ModelPackage
 from corepool.config import HardwareConfig
 from corepool.device.base import Device
 from corepool.errors import DeviceError
-from corepool.runtime.session import Served, Session
 from corepool.runtime.tail import Tail
+
+if TYPE_CHECKING:
+    from corepool.runtime.session import Served, Session
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -120,6 +122,8 @@ class Card:
         Raises DeviceError too if one of them belongs to another lease or the device has no room, LinkError if the
         model cannot be dealt to so many cores.
         """
+        from corepool.runtime.session import Session  # brings numba, which is slow to import: only who runs models pays
+
         chosen = tuple(cores)
         with self._lock:
             before = self._placed.get(lease)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic_ns, perf_counter_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corepool.config import HardwareConfig
 from corepool.errors import (
@@ -29,7 +29,6 @@ from corepool.errors import (
 from corepool.hypervisor import actions as ac
 from corepool.hypervisor import events as ev
 from corepool.hypervisor.settings import Settings
-from corepool.runtime.session import Served
 from corepool.server.api import (
     Identity,
     Inferred,
@@ -51,6 +50,9 @@ from corepool.server.engine.models import Repository
 from corepool.server.engine.pilot import Pilot
 from corepool.server.engine.timer import Timer
 from corepool.server.store import Intent, Store, TenantRow
+
+if TYPE_CHECKING:
+    from corepool.runtime.session import Served
 
 SWITCH_INTERVAL_S = 0.001  # threads that hold the interpreter give it up so soon when others want it
 
@@ -115,15 +117,7 @@ class Engine:
         self._timer.start()
         self.journal.start()
         self.repository.restore()
-        for row in sorted(self.journal.rows(), key=lambda row: int(row.extra.get("serial", 0))):
-            if row.state == "draining":
-                with self.journal.transaction(freeing=True) as change:
-                    change.delete_lease(row.tenant, row.name)
-                continue
-            try:
-                self.desk.restore(row)
-            except CorepoolError as error:  # such as a smaller card than before
-                _log.error("lease %s of %s cannot be had any more: %s", row.name, row.tenant, error)
+        self.desk.restore()
         self._ready = True
         if self.catalog.all():
             self._errand(self._warm)
@@ -142,6 +136,7 @@ class Engine:
         self.pilot.stop()
         self._timer.stop()
         self.journal.stop()
+        self._jobs.abandon()
         self._live = False
         return ended
 
@@ -153,6 +148,7 @@ class Engine:
         self.pilot.stop()
         self._timer.stop()
         self._errands.shutdown(wait=False, cancel_futures=True)
+        self._jobs.abandon()
 
     # Inference
 
@@ -160,7 +156,7 @@ class Engine:
         return self._live
 
     def ready(self) -> bool:
-        return self._ready and not self._draining and self.journal.trouble is None
+        return self._ready and not self._draining and self.journal.sound
 
     def model(self, who: Identity, name: str, version: str | None = None) -> ModelInfo:
         return self.catalog.info(self.catalog.find(who.tenant, name, version))

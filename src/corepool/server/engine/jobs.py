@@ -185,6 +185,15 @@ class Jobs:
                 self._idle.wait(0.05)
         return True
 
+    def abandon(self) -> None:
+        """Answer everything that is left: the engine has stopped."""
+        with self._lock:
+            left = list(self._slots.values())
+            self._slots.clear()
+            self._waiting.clear()
+        for ticket in left:
+            self.refuse(ticket, UnavailableError("the server has stopped: send the inference again"))
+
     def forget_tenant(self, tenant: str) -> None:
         with self._lock:
             if tenant in self._counts and not self._counts[tenant].under_way:

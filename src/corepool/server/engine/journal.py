@@ -83,6 +83,11 @@ class Journal:
     # From any thread
 
     @property
+    def sound(self) -> bool:
+        """True while changes can be made durable, as far as is known."""
+        return self.trouble is None and not self._dead
+
+    @property
     def epochs_until(self) -> int:
         """The youngest epoch that is taken from the store already."""
         return self._top

@@ -246,8 +246,27 @@ class LeaseDesk:
             low, high = lease.minimum, lease.maximum
         self._pilot.apply(lambda now: ev.ResizeLease(now, tenant, name, low, high, window))
 
-    def restore(self, row: LeaseRow) -> None:
-        """Ask for a lease of an earlier engine again, with its whole time to live."""
+    def restore(self) -> None:
+        """Ask for all leases of an earlier engine again, in their order; those that were on their way out are gone."""
+        rows = sorted(self._journal.rows(), key=lambda row: int(row.extra.get("serial", 0)))
+        kept = [row for row in rows if row.state != "draining"]
+        for row in kept:
+            try:
+                self._restore(row)
+            except CorepoolError as error:  # such as a smaller card than before
+                _log.error("lease %s of %s cannot be had any more: %s", row.name, row.tenant, error)
+        with self._journal.transaction(freeing=True) as change:
+            for row in rows:
+                standing = self._pilot.standing(lease_id(row.tenant, row.name))
+                if row.state == "draining":
+                    change.delete_lease(row.tenant, row.name)
+                elif standing is None:
+                    change.put_lease(replace(row, cores=(), extra={**row.extra, "programmed": []}))
+                else:
+                    change.put_lease(stood(row, standing))
+
+    def _restore(self, row: LeaseRow) -> None:
+        """Ask for a lease again, with its whole time to live."""
         self.know(row.tenant)
         name = lease_id(row.tenant, row.name)
         sharing, switching = ev.Sharing(row.sharing), ev.Switching(row.switching)
