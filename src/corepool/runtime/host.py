@@ -151,9 +151,10 @@ def check_inputs(ports: Iterable[HostPort], inputs: Mapping[str, Array]) -> None
         raise InputError(f"wrong input: {'; '.join(found)}; expected: {', '.join(port.text for port in ports)}")
 
 
-def pack(port: HostPort, array: Array) -> ByteArray:
-    """The bytes of the map that stands for ``array``, flat. Raises InputError for a wrong type or shape and for NaN."""
-    found = complaints(port, array)
+def pack(port: HostPort, array: Array, checked: bool = False) -> ByteArray:
+    """The bytes of the map that stands for ``array``, flat. Raises InputError for a wrong type or shape and for NaN,
+    unless ``checked`` says that there is nothing of that kind."""
+    found = [] if checked else complaints(port, array)
     if found:
         raise InputError(f"wrong input: {'; '.join(found)}; expected: {port.text}")
     block, height, width = port.block, port.height, port.width
@@ -163,6 +164,11 @@ def pack(port: HostPort, array: Array) -> ByteArray:
     if fold is None and port.channels == blocks * block:
         laid = np.ascontiguousarray(source.reshape(blocks, block, height, width).transpose(0, 2, 3, 1))
         return laid.reshape(-1).view(np.uint8)
+    if fold is None and blocks == 1:
+        few = np.zeros((height, width, block), dtype=np.int8)
+        for channel in range(port.channels):
+            few[:, :, channel] = source[channel]
+        return few.reshape(-1).view(np.uint8)
     # Gathered channel after channel, then turned around in one go: far fewer scattered writes than channel by channel.
     planes = np.zeros((blocks * block, height, width), dtype=np.int8)
     if fold is None:

@@ -201,7 +201,7 @@ class Session:
         if inputs is not None and self._data:
             check_inputs(self.inputs, inputs)
             for port in self.inputs:
-                self.device.write(lease, port.offset, pack(port, inputs[port.name]))
+                self.device.write(lease, port.offset, pack(port, inputs[port.name], checked=True))
         if self._loaded[1] > 0:  # the streams begin in the middle: an inference was resumed
             linked = link(self._package, self.cores, self.device.config)
             self.device.load_streams(lease, linked.streams, self._package.meta["window"]["streams_offset"])
