@@ -11,9 +11,11 @@ import random
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from corepool.config import preset
 from corepool.device.simulator import Simulator
@@ -71,7 +73,13 @@ class Said:
 
 def scenario(world: World, said: Said, over: Callable[[], bool] = lambda: False) -> None:
     """Passes every arrow: a tenant's cores drain while it runs, go to another lease, come back; leases come and go."""
-    engine, stop = world.engine, threading.Event()
+    engine, stop, run = world.engine, threading.Event(), world.card.run
+
+    def slowly(*arguments: Any, **more: Any) -> Any:
+        time.sleep(0.005)  # so that leases run nearly all the time, and drain when they lose cores
+        return run(*arguments, **more)
+
+    world.card.run = slowly  # type: ignore[method-assign]
 
     def flood() -> None:
         seed = 0
@@ -95,6 +103,7 @@ def scenario(world: World, said: Said, over: Callable[[], bool] = lambda: False)
         said.call("ann", "y", (1, 2), lambda: engine.create_lease(ann, LeaseRequest("y", 1, 2)))
         engine.pilot.quiet(10)
     finally:
+        world.card.run = run  # type: ignore[method-assign]
         stop.set()
         if flooding.ident is not None:
             flooding.join(20)

@@ -5,7 +5,7 @@ It must not know devices, files or clocks: time comes with the events.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from corepool.errors import HypervisorError, TenantError
@@ -14,7 +14,7 @@ from corepool.hypervisor import events as ev
 from corepool.hypervisor import planner, requests
 from corepool.hypervisor.moves import Moves
 from corepool.hypervisor.policies import POLICIES
-from corepool.hypervisor.records import Book, Core, Lease, Phase, Tenant
+from corepool.hypervisor.records import Book, Core, CoreState, Lease, Phase, Tenant
 from corepool.hypervisor.settings import Settings
 
 
@@ -25,10 +25,12 @@ class Hypervisor:
     out of date are ignored.
     """
 
-    def __init__(self, settings: Settings | None = None, epoch: int = 0) -> None:
-        """``epoch``: the youngest that any earlier hypervisor of this device may have used."""
+    def __init__(self, settings: Settings | None = None, epoch: int = 0, tainted: Collection[int] = ()) -> None:
+        """``epoch``: the youngest that any earlier hypervisor of this device may have used; ``tainted``: cores that it
+        left so."""
         self.settings = settings or Settings()
-        self.book = Book([Core() for _ in range(self.settings.cores)], epoch=epoch)
+        states = [CoreState.TAINTED if core in tainted else CoreState.FREE for core in range(self.settings.cores)]
+        self.book = Book([Core(state) for state in states], epoch=epoch)
         self._moves = Moves(self.book, self.settings)
         self._watches_jobs = POLICIES[self.settings.policy].watches_jobs
         self._replan = False

@@ -117,6 +117,7 @@ class Engine:
         self._timer.start()
         self.journal.start()
         self.repository.restore()
+        self.pilot.repair_left()
         self.desk.restore()
         self._ready = True
         if self.catalog.all():

@@ -16,7 +16,7 @@ from corepool.errors import CorepoolError, DeviceError, HypervisorError, Unavail
 from corepool.hypervisor import actions as ac
 from corepool.hypervisor import events as ev
 from corepool.hypervisor.checks import violations
-from corepool.hypervisor.records import Lease
+from corepool.hypervisor.records import CoreState, Lease
 from corepool.hypervisor.settings import Settings
 from corepool.hypervisor.state import Hypervisor
 from corepool.server.engine.arrows import ACTS, Arrow, Standing, Step, Watch, standing_of
@@ -68,7 +68,7 @@ class Pilot:
         self._checked = checked
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._hypervisor = Hypervisor(settings, journal.first_epoch())
+        self._hypervisor = Hypervisor(settings, journal.first_epoch(), journal.tainted())
         self._watch = Watch(self._hypervisor.book)
         self._faults: dict[str, str] = {}  # lease: why it was stopped
         self._answers: list[Callable[[], None]] = []  # to be given when the lock is free
@@ -135,6 +135,13 @@ class Pilot:
             self._changed.notify_all()
         self._pool.shutdown(wait=not self.journal.points.crashing, cancel_futures=True)
 
+    def repair_left(self) -> None:
+        """Cores that an earlier engine left tainted are used again, if that is wanted."""
+        with self._lock:
+            left = tuple(i for i, core in enumerate(self._hypervisor.book.cores) if core.state is CoreState.TAINTED)
+        if left and self._auto_repair:
+            self._repair(left)
+
     # Under the lock
 
     def _apply(self, make: Make) -> list[ac.Action]:
@@ -170,6 +177,7 @@ class Pilot:
                     touched.add(action.lease)
                 case ac.LeaseFaulted():
                     touched.add(action.lease)
+                    work.append(self._task(self._drop, action, self._hypervisor.book.epoch))
                     if self._auto_repair:
                         work.append(self._task(self._repair, action.cores))
                 case ac.LeaseReleased():
@@ -283,7 +291,7 @@ class Pilot:
                 self._faults[lease] = str(error)
         self.apply(lambda now: ev.Faulted(now, lease, epoch))
 
-    def _drop(self, action: ac.DropWindow, epoch: int) -> None:
+    def _drop(self, action: ac.DropWindow | ac.LeaseFaulted, epoch: int) -> None:
         self.card.drop(action.lease, epoch)
 
     def _repair(self, cores: tuple[int, ...]) -> None:
