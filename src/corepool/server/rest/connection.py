@@ -14,6 +14,7 @@ from corepool.server.rest.errors import error_body
 from corepool.server.settings import Limits
 
 LINGER_S = 1.0  # how long what still comes is read and thrown away
+PIECE_BYTES = 1 << 20  # of a body are handed on at once
 _REASONS = {400: "Bad Request", 503: "Service Unavailable"}
 
 
@@ -72,6 +73,15 @@ class _Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._stop_waiting()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Let the application wait until the whole body is there, or a good piece: each waking costs."""
+        if self.cycle.response_complete:
+            return
+        self.cycle.body += body
+        if len(self.cycle.body) >= PIECE_BYTES:
+            self.flow.pause_reading()
+            self.cycle.message_event.set()
 
     def send_400_response(self, msg: str) -> None:
         self._answer(400, self._complaint or "this is not a sound HTTP request")

@@ -6,9 +6,11 @@ It must not know what requests mean: each route asks the data plane.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from fastapi import APIRouter
+from fastapi.routing import APIRoute
 from pydantic_core import to_json as write_json
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,7 +25,17 @@ from corepool.server.rest.errors import schema
 from corepool.server.rest.gate import read_body, until_gone
 from corepool.server.tensors import shown
 
+Result = TypeVar("Result")
 MODEL, VERSION = "/models/{model}", "/models/{model}/versions/{version}"
+
+
+class PlainRoute(APIRoute):
+    """A route whose function takes the request and gives the response, with nothing of the framework between."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The function itself."""
+        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return handler
 
 
 def protocol_routes(plane: DataPlane, guard: Guard) -> APIRouter:
@@ -31,7 +43,7 @@ def protocol_routes(plane: DataPlane, guard: Guard) -> APIRouter:
     router = APIRouter(prefix="/v2", tags=["protocol"])
     _server_routes(router, plane)
     _model_routes(router, plane, guard)
-    _inference_routes(router, plane, guard)
+    router.include_router(_inference_routes(plane, guard))
     _repository_routes(router, plane, guard)
     return router
 
@@ -171,7 +183,8 @@ def _statistics(plane: DataPlane, who: Identity, name: str | None, version: str 
     )
 
 
-def _inference_routes(router: APIRouter, plane: DataPlane, guard: Guard) -> None:
+def _inference_routes(plane: DataPlane, guard: Guard) -> APIRouter:
+    router = APIRouter(route_class=PlainRoute)
     failures = schema(400, 401, 403, 404, 413, 429, 500, 501, 503)
     extra = {**role("tenant"), **schemas.INFER_BODY}
     for path, suffix in ((MODEL, ""), (VERSION, " by a version")):
@@ -186,25 +199,44 @@ def _inference_routes(router: APIRouter, plane: DataPlane, guard: Guard) -> None
         async def infer(request: Request) -> Response:
             return await _infer(plane, await guard.tenant(request), request)
 
+    return router
+
 
 async def _infer(plane: DataPlane, who: Identity, request: Request) -> Response:
     name, version = _named(request)
     body = await read_body(request.receive)
     asked = read_request(name, version, body, request.headers.get(HEADER_LENGTH))
-    running = asyncio.ensure_future(plane.infer(who, asked.request))
-    leaving = asyncio.ensure_future(until_gone(request.receive))
-    try:
-        await asyncio.wait((running, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not running.done():
-            raise RequestError("the client left")  # nobody reads this; the inference is cancelled below
-        result = running.result()
-    finally:
-        leaving.cancel()
-        running.cancel()
+    result = await _unless_gone(plane.infer(who, asked.request), request)
     text, split = write_response(asked, result)
     if split is None:
         return Response(text, media_type="application/json")
     return Response(text, headers={HEADER_LENGTH: str(split)}, media_type="application/octet-stream")
+
+
+async def _unless_gone(work: Coroutine[Any, Any, Result], request: Request) -> Result:
+    """The work's result; it is cancelled if the client leaves before. Raises RequestError then, which nobody reads."""
+    task = asyncio.current_task()
+    assert task is not None
+    left = False
+
+    def stop(leaving: asyncio.Task[None]) -> None:
+        nonlocal left
+        if not leaving.cancelled():
+            left = True
+            task.cancel()
+
+    leaving = asyncio.create_task(until_gone(request.receive))
+    leaving.add_done_callback(stop)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not left:
+            raise
+        task.uncancel()
+        raise RequestError("the client left") from None
+    finally:
+        leaving.remove_done_callback(stop)
+        leaving.cancel()
 
 
 async def _optional_object(request: Request) -> dict[str, Any]:
