@@ -36,15 +36,17 @@ def network() -> tuple[ModelPackage, dict[str, np.ndarray]]:
 
 
 def switched(
-    make: Callable[[HardwareConfig], Device], layer: int, origin: tuple[int, ...], target: tuple[int, ...]
-) -> tuple[object, ...]:
-    """Outputs and costs of an inference that changes cores behind a layer; cycles of both of its halves."""
+    make: Callable[[HardwareConfig], Device], passing: int, origin: tuple[int, ...], target: tuple[int, ...]
+) -> tuple[object, ...] | None:
+    """Outputs and costs of an inference that changes cores behind a layer; cycles of both of its halves. None if it has
+    no layer's end there."""
     package, inputs = network()
     with Session(make(TINY), package, origin) as session:
         session.start(inputs)
-        session.stop(passing=layer)
+        session.stop(passing=passing)
         saved = session.suspend()
-        assert saved is not None
+        if saved is None:
+            return None
         switch = session.resume(saved, target)
         result = session.finish()
     sizes = (switch.saved_bytes, switch.loaded_bytes, switch.weight_bytes, switch.stream_bytes, switch.clear_cycles)
@@ -56,14 +58,15 @@ def test_hardware_and_simulator_switch_alike() -> None:
     package, inputs = network()
     with Session(Simulator(TINY), package, (0,)) as session:
         whole = session.run(inputs).raw
-    layers = len(package.layers)
-    assert layers >= 5
-    for layer in range(layers - 1):
-        origin, target = MOVES[layer % len(MOVES)]
-        expected = switched(Simulator, layer, origin, target)
-        assert expected[0] == whole
-        assert expected[2] == layer + 1
-        assert switched(RtlDevice, layer, origin, target) == expected
+    switches = 0
+    for passing in range(len(package.layers)):
+        origin, target = MOVES[passing % len(MOVES)]
+        expected = switched(Simulator, passing, origin, target)
+        assert switched(RtlDevice, passing, origin, target) == expected
+        if expected is not None:
+            assert expected[0] == whole
+            switches += 1
+    assert switches >= 3
 
 
 @everywhere
