@@ -137,11 +137,11 @@ def states(ops: list[Op]) -> list[State]:
     return found
 
 
-def write_until_killed(folder: Path, seed: int, done: int) -> None:
+def write_until_killed(url: str | None, folder: Path, seed: int, done: int) -> None:
     """Tell one's process id, open the store, say "o", and go on with the work after ``done`` operations, saying "a"
     for each one acknowledged. All on standard output."""
     os.write(1, f"{os.getpid()}\n".encode())
-    store = Store(None, folder, ballast_bytes=0)
+    store = Store(url, folder, ballast_bytes=0)
     os.write(1, b"o")
     for op in work(seed, WRITTEN)[done:]:
         apply(store, op)
@@ -149,16 +149,19 @@ def write_until_killed(folder: Path, seed: int, done: int) -> None:
 
 
 def raise_writers() -> None:
-    """For each line of standard input, "seed done folder", let a child work in that folder, and say "x" at its end."""
+    """For each line of standard input, "seed done url folder", let a child work there, and say "x" at its end.
+
+    The url is "-" for SQLite.
+    """
     import alembic.command  # noqa: F401  loaded once, so that children begin at once
 
     for line in sys.stdin:
-        seed, done, folder = line.rstrip("\n").split(" ", 2)
+        seed, done, url, folder = line.rstrip("\n").split(" ", 3)
         work(int(seed), WRITTEN)  # worked out once, for all children
         child = os.fork()
         if child == 0:
             try:
-                write_until_killed(Path(folder), int(seed), int(done))
+                write_until_killed(None if url == "-" else url, Path(folder), int(seed), int(done))
             finally:
                 os._exit(1)
         os.waitpid(child, 0)

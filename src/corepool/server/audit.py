@@ -16,7 +16,8 @@ from corepool.server.store import AuditRow, Store
 
 ROTATE_BYTES = 16 << 20
 FILES_KEPT = 4
-CATCH_UP = 1000
+CATCH_UP = 1000  # rows at a time
+MISSED = 5000  # where the file is gone altogether, it begins so many rows back: a start must not take long
 
 
 class AuditFile:
@@ -29,7 +30,9 @@ class AuditFile:
         self.path = store.folder / "audit.jsonl"
         self._rotate_bytes = rotate_bytes
         self._lock = threading.Lock()
-        last = self._last()
+        with store.transaction(freeing=True) as t:
+            newest = int(t.meta("audit_number") or 0)
+        last = max(self._last(), newest - MISSED)
         while rows := store.audits(after=last, limit=CATCH_UP):
             for row in rows:
                 self.write(row)

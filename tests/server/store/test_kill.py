@@ -33,22 +33,24 @@ class Nursery:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths}
         )
 
-    def killed_writer(self, folder: Path, done: int, wait_s: float, opened: bool) -> tuple[bool, int]:
-        """Let a child go on with the work for some time, counted from when it begins to open the store or has
-        ``opened`` it; kill it.
+    def killed_writer(
+        self, url: str | None, folder: Path, done: int, least: int | None, wait_s: float
+    ) -> tuple[bool, int]:
+        """Let a child go on with the work until it has acknowledged ``least`` operations (None: until it begins to open
+        the store) and for some time more; kill it.
 
-        Returns whether the store was open, and how many more operations were acknowledged.
+        Returns whether the store was open, and how many operations were acknowledged.
         """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(f"{SEED} {done} {folder}\n".encode())
+        self.process.stdin.write(f"{SEED} {done} {url or '-'} {folder}\n".encode())
         self.process.stdin.flush()
         said = b""
-        while not said.endswith(b"o" if opened else b"\n"):
+        while b"\n" not in said or (least is not None and (b"o" not in said or said.count(b"a") < least)):
             said += os.read(self.process.stdout.fileno(), 1)
         time.sleep(wait_s)
-        os.kill(int(said.rstrip(b"o")), signal.SIGKILL)
-        said = said.partition(b"\n")[2]
+        number, _, said = said.partition(b"\n")
+        os.kill(int(number), signal.SIGKILL)
         while not said.endswith(b"x"):
             said += os.read(self.process.stdout.fileno(), 65536)
         return said.startswith(b"o"), said.count(b"a")
@@ -64,22 +66,25 @@ def nursery() -> Iterator[Nursery]:
     made.close()
 
 
-def kill_often(nursery: Nursery, folder: Path, trials: int, rng: np.random.Generator) -> tuple[int, int]:
+def kill_often(
+    nursery: Nursery, folder: Path, trials: int, rng: np.random.Generator, url: str | None = None
+) -> tuple[int, int]:
     """Kill one store's writers again and again; past 300 operations begin anew. Returns how many writers were killed
     before the store was open, and how many operations were acknowledged."""
     early = total = done = stores = 0
     for _ in range(trials):
+        least = None if rng.random() < 0.3 else int(rng.integers(0, 8))
         opened, acknowledged = nursery.killed_writer(
-            folder / str(stores), done, float(rng.exponential(0.06)), bool(rng.random() < 0.7)
+            url, folder / str(stores), done, least, float(rng.exponential(0.02))
         )
-        with Store(None, folder / str(stores), ballast_bytes=0) as store:
+        early += not opened
+        with Store(url, folder / str(stores), ballast_bytes=0) as store:
             now = store.serial
             assert done + acknowledged <= now <= done + acknowledged + 1
             assert store_work.look(store, STATES[now]) == STATES[now]
-        early += not opened
         total += acknowledged
         done = now
-        if done > 300:
+        if done > 300 and url is None:
             stores, done = stores + 1, 0
     return early, total
 
@@ -88,6 +93,13 @@ def test_acknowledged_operations_survive_kills(nursery: Nursery, tmp_path: Path,
     early, total = kill_often(nursery, tmp_path, 30, rng)
     assert early > 0, "none was killed while the store was opened or made"
     assert total > 30
+
+
+def test_acknowledged_operations_survive_kills_on_postgresql(
+    nursery: Nursery, database: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    _, total = kill_often(nursery, tmp_path, 12, rng, database)
+    assert total > 10
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from corepool.errors import ConfigError, StoreError
 
 FILE_NAME = "corepool.db"
 BUSY_MS = 5000
+LOCK_PATIENCE_S = 0.5
+RECONNECT_PATIENCE_S = 3.0
 LOG_PAGES = 256  # the log is folded in at 1 MiB: releasing on a full disk must not need more room than the ballast
 ADVISORY_LOCK = 0x636F7265706F6F6C  # "corepool"
 
@@ -68,7 +71,7 @@ class Database:
         self.where = str(self.file) if self.file else url.render_as_string(hide_password=True)
         self._engine = self._sqlite_engine() if self.sqlite else self._postgres_engine()
         self._identity: tuple[int, int] | None = None
-        self.connection: Connection = self.connect()
+        self.connection: Connection = self._patiently(self.connect, 0.0 if self.sqlite else LOCK_PATIENCE_S)
 
     def _sqlite_engine(self) -> Engine:
         engine = create_engine(
@@ -117,19 +120,23 @@ class Database:
         self.connection = self._engine.connect()
         return self.connection
 
-    def reconnect(self, patience_s: float = 3.0) -> None:
-        """Open a lost connection anew; the lock may take a moment to fall from the old one."""
+    def reconnect(self) -> None:
+        """Open a lost connection anew."""
         with suppress(Exception):
             self.connection.close()
+        self._patiently(self.connect, RECONNECT_PATIENCE_S)
+
+    @staticmethod
+    def _patiently(connect: Callable[[], Connection], patience_s: float) -> Connection:
+        """Connect; for some time, try again. A killed server's lock falls when PostgreSQL notices that it is gone."""
         last = time.monotonic() + patience_s
         while True:
             try:
-                self.connect()
-                return
+                return connect()
             except (StoreError, DBAPIError):
-                if time.monotonic() > last:
+                if time.monotonic() >= last:
                     raise
-                time.sleep(0.1)
+                time.sleep(0.05)
 
     def begin(self) -> RootTransaction:
         """Begin a transaction, for writing if it is SQLite's."""
