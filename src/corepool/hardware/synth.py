@@ -109,6 +109,7 @@ def run(
         lines = [*(f"read_rtlil {name}.il" for name in texts), *script, "tee -q -o stat.json stat -json"]
         begin, last = time.perf_counter(), ""
         words: list[str] = []
+        errors: list[str] = []  # what Yosys prints as it goes may come behind its error
         with subprocess.Popen(
             [*yosys(), "-p", "; ".join(lines)],
             cwd=folder,
@@ -118,14 +119,14 @@ def run(
         ) as process:
             assert process.stdout is not None
             for line in process.stdout:
-                words = [*words[-4:], line.strip()]
+                words = [*words[-4:], line.strip()] if line.strip() else words
+                errors += [line.strip()] if line.startswith("ERROR") else []
                 found = re.match(r"[\d.]+\. Executing (\w+)", line)
                 if found and found[1] != last:
                     last = found[1]
                     tell(f"{what}: {last} ({time.perf_counter() - begin:.0f} s)")
         if process.returncode != 0:
-            errors = [line for line in words if line.startswith("ERROR")] or [line for line in words if line]
-            raise ToolError(f"Yosys failed on {what}: {errors[-1] if errors else 'no message'}")
+            raise ToolError(f"Yosys failed on {what}: {(errors or words or ['no message'])[-1]}")
         found_stat: dict[str, Any] = json.loads((folder / statistics).read_text())
         return found_stat
 
