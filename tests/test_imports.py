@@ -43,6 +43,8 @@ ONLY_IN = {
     "grpc": ("server",),
     "sqlalchemy": ("server.store",),
     "alembic": ("server.store",),
+    "psycopg": ("server.store",),
+    "argon2": ("server.keys",),
     "prometheus_client": ("server",),
     "typer": ("cli",),
     "rich": ("cli", "evaluation"),
