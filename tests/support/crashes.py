@@ -74,8 +74,10 @@ class Said:
 def scenario(world: World, said: Said, over: Callable[[], bool] = lambda: False) -> None:
     """Passes every arrow: a tenant's cores drain while it runs, go to another lease, come back; leases come and go."""
     engine, stop, run = world.engine, threading.Event(), world.card.run
+    running = threading.Event()
 
     def slowly(*arguments: Any, **more: Any) -> Any:
+        running.set()
         time.sleep(0.005)  # so that leases run nearly all the time, and drain when they lose cores
         return run(*arguments, **more)
 
@@ -94,7 +96,9 @@ def scenario(world: World, said: Said, over: Callable[[], bool] = lambda: False)
     flooding = threading.Thread(target=flood, daemon=True)
     try:
         world.infer("ann", timeout=300)
+        running.clear()
         flooding.start()
+        running.wait(10)
         ben, ann = who("ben"), who("ann")
         said.call("ben", "x", (2, 2), lambda: engine.create_lease(ben, LeaseRequest("x", 2, 2)))
         said.call("ben", "x", (1, 1), lambda: engine.resize_lease(ben, "x", 1, 1))
