@@ -19,8 +19,10 @@ from corepool.config import preset
 from corepool.errors import InputError, ToolError
 from corepool.hardware import areas, synth, synth_ecp5
 from corepool.hardware.emit import TOP, to_rtlil
+from corepool.hardware.memories import Memories, columns
 from corepool.hardware.pins import Pins
 from corepool.hardware.sums import PairSums
+from corepool.isa.table import Target
 
 TINY = preset("tiny")
 NOTHING = dict.fromkeys(synth.RESOURCES, 0.0)
@@ -161,3 +163,22 @@ def test_the_wrapper_sets_every_input_and_shows_every_output() -> None:
     simulator.add_clock(1e-6)
     simulator.add_testbench(bench)
     simulator.run()
+
+
+def test_files_of_a_script_are_kept_where_they_are_wanted(tmp_path: Path) -> None:
+    synth.run(
+        to_rtlil(_Adder(), TOP), ["write_json net.json"], "adder", lambda what: None, kept={"net.json": tmp_path / "n"}
+    )
+    assert TOP in json.loads((tmp_path / "n").read_text())["modules"]
+
+
+def test_memories_may_bring_anything_where_a_word_is_read_as_it_is_written() -> None:
+    text = to_rtlil(Memories(TINY), TOP)[TOP]
+    changed = synth.unordered(text)
+    ports = sum(
+        2 if target.name == "RESULT" else 1 for target in columns(TINY) for _ in range(columns(TINY)[target].count)
+    )
+    tables = columns(TINY)[Target.LUT].count
+    assert text.count("COLLISION_X_MASK 1'1") == 0
+    assert changed.count("COLLISION_X_MASK 1'1") == ports - tables  # tables are read without a clock
+    assert len(changed) == len(text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import tempfile
 import time
@@ -96,11 +97,17 @@ def synthesise(config: HardwareConfig, block: str, tell: Tell) -> dict[str, Any]
 
 
 def run(
-    texts: Mapping[str, str], script: list[str], what: str, tell: Tell, statistics: str = "stat.json"
+    texts: Mapping[str, str],
+    script: list[str],
+    what: str,
+    tell: Tell,
+    statistics: str = "stat.json",
+    kept: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
     """Run a Yosys script on RTLIL; returns the statistics at its end, or those that it wrote to another file.
 
-    Tells each pass. Raises ToolError.
+    ``kept``: files that the script writes into its folder (Yosys as WebAssembly sees no other), and where they go.
+    Tells each pass. Raises ToolError, OSError.
     """
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
@@ -127,6 +134,8 @@ def run(
                     tell(f"{what}: {last} ({time.perf_counter() - begin:.0f} s)")
         if process.returncode != 0:
             raise ToolError(f"Yosys failed on {what}: {(errors or words or ['no message'])[-1]}")
+        for name, target in (kept or {}).items():
+            shutil.move(folder / name, target)
         found_stat: dict[str, Any] = json.loads((folder / statistics).read_text())
         return found_stat
 

@@ -79,9 +79,9 @@ def place_and_route(
 def _synthesise(pins: Pins, netlist: Path, what: str, tell: Tell) -> dict[str, Any]:
     """Netlist of the whole; returns its modules as they were before they were put into one."""
     script = [f"synth_ecp5 -noflatten -top {PINS}", "tee -q -o modules.json stat -json", "flatten", "opt_clean"]
-    script.append(f"write_json {netlist.resolve()}")
+    script.append("write_json netlist.json")
     texts = to_rtlil(pins, PINS)
-    return stat_of(run(texts, script, what, tell, "modules.json"), PINS)
+    return stat_of(run(texts, script, what, tell, "modules.json", {"netlist.json": netlist}), PINS)
 
 
 def _flat(modules: dict[str, Any], name: str) -> dict[str, int]:
