@@ -17,6 +17,7 @@ from corepool.errors import DeviceError
 from corepool.hypervisor.actions import Clear, Program, Start
 from corepool.hypervisor.model import MILLION, Model, to_ns
 from corepool.hypervisor.placement import BankOf, in_order, shape
+from corepool.hypervisor.settings import SECOND
 
 Shape = tuple[int, ...]
 ByShape = Mapping[str, Mapping[Shape, int]]  # measured: model, shape: nanoseconds
@@ -135,7 +136,7 @@ class _Loaded:
 
 class DeviceBackend(Backend):
     """Durations from a device that counts cycles. Leases share nothing but the clock, so every job is run to its end
-    at its start: the cycles are the same. Where jobs may be stopped between layers, every layer's entry is run once.
+    at its start: the cycles are the same. A job that is to stop between layers is run once more, and stopped.
 
     With ``remember`` a model on cores of the same shape is run once only; else every job is run.
     """
@@ -173,13 +174,7 @@ class DeviceBackend(Backend):
         key = (placed.model, shape(placed.cores, config.bank_of), first_layer)
         if self._remember and key in self._known:
             return self._known[key]
-        lease = self._held[placed.lease]
-        if self._loaded.get(placed.lease) != first_layer:
-            package = self._packages[placed.model]
-            linked = link(package, placed.cores, config, first_layer)
-            self.device.load_streams(lease, linked.streams, package.meta["window"]["streams_offset"])
-            self._loaded[placed.lease] = first_layer
-        completion = self.device.run(lease)
+        completion = self.device.run(self._entered(placed, first_layer))
         self.runs += 1
         taken = to_ns(completion.cycles, config)
         if completion.fault is not None:
@@ -188,21 +183,32 @@ class DeviceBackend(Backend):
         return taken
 
     def stop_ns(self, action: Start, elapsed_ns: int) -> tuple[int, int] | None:
-        placed = self.placed(action)
-        whole = self._run(placed, action.first_layer)
-        low, high = action.first_layer + 1, len(self._packages[placed.model].layers)
-        if isinstance(whole, Faulty) or low >= high:
+        device = self.device
+        lease = self._entered(self.placed(action), action.first_layer)
+        begin = device.start(lease)
+        left = begin - device.cycle + elapsed_ns * device.config.clock_hz // SECOND
+        if left > 0:
+            try:
+                device.wait(lease, left)
+            except DeviceError:
+                if not device.running(lease):
+                    raise
+        device.stop(lease)
+        completion = device.wait(lease)
+        self.runs += 1
+        if completion.stopped is None:
             return None
-        found = None
-        while low < high:  # layers end in order: halve
-            middle = (low + high) // 2
-            rest = self._run(placed, middle)
-            at = whole - rest if isinstance(rest, int) else 0
-            if at >= elapsed_ns:
-                found, high = (at, middle), middle
-            else:
-                low = middle + 1
-        return found
+        return max(to_ns(completion.cycles, device.config), elapsed_ns), completion.stopped.layer + 1
+
+    def _entered(self, placed: Program, first_layer: int) -> DeviceLease:
+        """The lease with streams that begin with a layer."""
+        lease = self._held[placed.lease]
+        if self._loaded.get(placed.lease) != first_layer:
+            package = self._packages[placed.model]
+            linked = link(package, placed.cores, self.device.config, first_layer)
+            self.device.load_streams(lease, linked.streams, package.meta["window"]["streams_offset"])
+            self._loaded[placed.lease] = first_layer
+        return lease
 
 
 def shapes(cores: int, banks: int) -> list[Shape]:
