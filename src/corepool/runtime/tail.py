@@ -5,6 +5,7 @@ It must not know devices or packages.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ class Tail:
     """An ONNX model (bytes) fed with a device's outputs by name. Raises PackageError if it cannot be loaded."""
 
     def __init__(self, model: bytes, outputs: Sequence[str]) -> None:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is loaded
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

@@ -5,6 +5,7 @@ It must not know any particular network, nor how a quantised network is compiled
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -12,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper
 
 from corepool.zoo.onnx_file import IR_VERSION, OPSET, GraphWriter
@@ -60,6 +60,9 @@ def _run(op: str, inputs: Sequence[FloatArray], **attributes: Any) -> FloatArray
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     graph = helper.make_graph([helper.make_node(op, names, ["y"], **attributes)], "layer", infos, [result])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is loaded
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     outputs = session.run(None, dict(zip(names, inputs, strict=True)))
     return np.asarray(outputs[0], np.float32)

@@ -22,7 +22,7 @@ from corepool.server.rest.context import Guard, Parts
 from corepool.server.rest.control import PREFIX, lease_routes, model_routes
 from corepool.server.rest.errors import error_response, plain_error
 from corepool.server.rest.gate import BodyLimits, Gate, Scope
-from corepool.server.rest.protocol import not_found, protocol_routes
+from corepool.server.rest.protocol import inference_routes, not_found, protocol_routes
 from corepool.server.rest.tenancy import tenancy_routes
 
 
@@ -51,6 +51,7 @@ def bare_app(parts: Parts) -> FastAPI:
         },
     )
     guard = Guard(parts.access)
+    app.include_router(inference_routes(parts.plane, guard))
     app.include_router(protocol_routes(parts.plane, guard))
     app.include_router(lease_routes(parts.leases, guard))
     app.include_router(model_routes(parts.library, parts.plane, guard))

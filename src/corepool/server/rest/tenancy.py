@@ -6,6 +6,7 @@ It must not know how tenants are stored or keys checked.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +14,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from corepool.server.api import Identity
 from corepool.server.keys import NewKey
 from corepool.server.rest import bodies, schemas
 from corepool.server.rest.context import Guard, role
@@ -113,34 +115,9 @@ def _tenant_routes(router: APIRouter, tenants: Tenants, guard: Guard) -> None:
 
 
 def _key_routes(router: APIRouter, tenants: Tenants, guard: Guard) -> None:
-    def shown(row: KeyRow) -> dict[str, Any]:
-        return {name: value for name, value in asdict(row).items() if name != "hash"}
-
-    def made(key: NewKey) -> Response:
-        return as_json({"key_id": key.key_id, "key": key.text}, 201)
-
     # Operators' keys belong to no tenant, so they have a path of their own.
-    for path, kind in (("/tenants/{name}/keys", TENANT), ("/operators/keys", ADMIN)):
-
-        @router.get(path, **kind, response_model=list[schemas.Key], summary="Keys, without their secrets")
-        async def keys(request: Request) -> Response:
-            who = await guard.who(request)
-            rows = await asyncio.to_thread(tenants.keys, who, request.path_params.get("name", ""))
-            return as_json([shown(row) for row in rows])
-
-        @router.post(
-            path,
-            status_code=201,
-            openapi_extra={**kind["openapi_extra"], **bodies.document(bodies.NewKey, required=False)},
-            responses=FAILURES,
-            response_model=schemas.NewKey,
-            summary="One more key; shown this once",
-        )
-        async def create(request: Request) -> Response:
-            who = await guard.who(request)
-            label = (await bodies.read(request, bodies.NewKey)).label
-            tenant = request.path_params.get("name", "")
-            return made(await asyncio.to_thread(tenants.create_key, who, tenant, label, _source(request)))
+    _keys_of(router, tenants, "/tenants/{name}/keys", TENANT, guard.who)
+    _keys_of(router, tenants, "/operators/keys", ADMIN, guard.admin)
 
     @router.post(
         "/keys/{key_id}/rotate",
@@ -151,10 +128,46 @@ def _key_routes(router: APIRouter, tenants: Tenants, guard: Guard) -> None:
     )
     async def rotate(request: Request) -> Response:
         who = await guard.who(request)
-        return made(await asyncio.to_thread(tenants.rotate_key, who, request.path_params["key_id"], _source(request)))
+        return _made(await asyncio.to_thread(tenants.rotate_key, who, request.path_params["key_id"], _source(request)))
 
     @router.delete("/keys/{key_id}", **TENANT, summary="Revoke a key")
     async def revoke(request: Request) -> schemas.Empty:
         who = await guard.who(request)
         await asyncio.to_thread(tenants.revoke_key, who, request.path_params["key_id"], _source(request))
         return schemas.Empty()
+
+
+def _made(key: NewKey) -> Response:
+    return as_json({"key_id": key.key_id, "key": key.text}, 201)
+
+
+def _shown(row: KeyRow) -> dict[str, Any]:
+    return {name: value for name, value in asdict(row).items() if name != "hash"}
+
+
+def _keys_of(
+    router: APIRouter,
+    tenants: Tenants,
+    path: str,
+    kind: dict[str, Any],
+    known: Callable[[Request], Awaitable[Identity]],
+) -> None:
+    @router.get(path, **kind, response_model=list[schemas.Key], summary="Keys, without their secrets")
+    async def keys(request: Request) -> Response:
+        who = await known(request)
+        rows = await asyncio.to_thread(tenants.keys, who, request.path_params.get("name", ""))
+        return as_json([_shown(row) for row in rows])
+
+    @router.post(
+        path,
+        status_code=201,
+        openapi_extra={**kind["openapi_extra"], **bodies.document(bodies.NewKey, required=False)},
+        responses=FAILURES,
+        response_model=schemas.NewKey,
+        summary="One more key; shown this once",
+    )
+    async def create(request: Request) -> Response:
+        who = await known(request)
+        label = (await bodies.read(request, bodies.NewKey)).label
+        tenant = request.path_params.get("name", "")
+        return _made(await asyncio.to_thread(tenants.create_key, who, tenant, label, _source(request)))
