@@ -28,6 +28,10 @@ class Fetcher(wiring.Component):
 
     def __init__(self, config: HardwareConfig) -> None:
         self.config = config
+        # Instructions up to these have been asked for, granted, are complete, have left; and how many places are taken.
+        self.asked, self.granted = self._place("asked"), self._place("granted")
+        self.complete_to, self.left = self._place("complete_to"), self._place("left")
+        self.held = Signal(range(config.fetch_depth + 1))
         super().__init__(
             {
                 "start": In(1),
@@ -68,8 +72,8 @@ class Fetcher(wiring.Component):
 
     def _ahead(self, m: Module, first: Value) -> Signal:
         """Ask for bursts while the buffer has room for them; returns the instruction that leaves next."""
-        asked, granted, left = self._place("asked"), self._place("granted"), self._place("left")
-        behind, held = self._place("behind"), Signal(range(self.config.fetch_depth + 1))
+        asked, granted, left, held = self.asked, self.granted, self.left, self.held
+        behind = self._place("behind")
         bad, failed = Signal(), Signal()
         amount = Signal(range(self.config.fetch_burst_bytes // 32 + 1))
         end = Signal(ADDRESS_BITS + 2)
@@ -119,7 +123,7 @@ class Fetcher(wiring.Component):
         m.submodules.ring = ring = memory.Memory(shape=8 * config.ddr.line_bytes, depth=depth, init=[])
         write, read = ring.write_port(), ring.read_port()
         shift = line_shift(config) - INSTRUCTION_SHIFT
-        arriving, complete, following = Signal(range(depth)), self._place("complete_to"), self._place("following")
+        arriving, complete, following = Signal(range(depth)), self.complete_to, self._place("following")
         part = Signal(range(max(2, per_line)))
         head = self.instruction
         m.d.comb += [

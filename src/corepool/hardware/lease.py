@@ -149,7 +149,7 @@ class Lease(wiring.Component):
 
     def _go(self, m: Module) -> None:
         """Wait for the cores and for the slot period; run; drain."""
-        after = Signal(3)
+        after = self._how_ended = Signal(3)
         m.d.sync += self._seen.eq(self.live)
         m.d.comb += self.active.eq(
             (self.state == State.WAITING) | (self.state == State.RUNNING) | (self.state == State.DRAINING)

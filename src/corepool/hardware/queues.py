@@ -24,6 +24,7 @@ class Queue(wiring.Component):
         if depth < 1:
             raise ConfigError(f"a queue has at least one place, not {depth}")
         self.depth = depth
+        self.first, self.behind = Signal(range(depth)), Signal(range(depth))  # places of the head, and of the next push
         self._shape = shape
         super().__init__(
             {
@@ -40,7 +41,7 @@ class Queue(wiring.Component):
         m = Module()
         m.submodules.storage = storage = memory.Memory(shape=self._shape, depth=self.depth, init=[])
         write, read = storage.write_port(), storage.read_port(domain="comb")
-        first, behind = Signal(range(self.depth)), Signal(range(self.depth))
+        first, behind = self.first, self.behind
 
         def after(place: Signal) -> Mux:
             return Mux(place == self.depth - 1, 0, place + 1)
