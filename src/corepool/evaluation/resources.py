@@ -13,7 +13,7 @@ from corepool.errors import InputError
 from corepool.evaluation.anchors import AREA, AREA_SOURCE
 from corepool.evaluation.lab import Lab, Tell
 from corepool.evaluation.results import Claim, Outcome, Table
-from corepool.hardware.areas import groups, load, summary
+from corepool.hardware.areas import ECP5, groups, load, summary
 from corepool.hardware.synth import Area, sources
 
 EQUAL_PEAK = {"16 x B512": ("B512", 16), "2 x B4096": ("B4096", 2)}
@@ -25,7 +25,7 @@ def run(lab: Lab, tell: Tell) -> Outcome:
     """Our areas from the results of synthesis beside the vendor's."""
     tell("area", 0.0)
     results, notes = {}, []
-    for name in ("u200", "tiny", "large-core", "tiny-ecp5"):
+    for name in ("u200", "tiny", "large-core", ECP5):
         try:
             results[name] = load(name)
         except InputError:
@@ -41,8 +41,8 @@ def run(lab: Lab, tell: Tell) -> Outcome:
     tables.append(_beside(results))
     if "u200" in results:
         tables.append(_parts(results["u200"]))
-    if "tiny-ecp5" in results:
-        claims.append(_ecp5(results["tiny-ecp5"]))
+    if ECP5 in results:
+        claims.append(_ecp5(results[ECP5]))
     data: dict[str, Any] = {
         "synthesis": {
             name: {key: value for key, value in result.items() if key != "modules"} for name, result in results.items()
@@ -147,7 +147,7 @@ def _claims(result: dict[str, Any], vendor_ratio: dict[str, float]) -> list[Clai
 def _ecp5(result: dict[str, Any]) -> Claim:
     use = result["used"]["lut4"] / result["available"]["lut4"]
     return Claim(
-        "The pool tiny on an ECP5-85K",
+        f"The pool {result['config']} on an ECP5-85K",
         "our goal",
         "places, routes, bitstream written, largest clock told",
         f"{result['megahertz']} MHz, {100 * use:.0f}% of the LUTs, {result['bitstream_bytes']:,} bytes of bitstream",
