@@ -31,7 +31,8 @@ class Watchdog(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        count, soon, now, paused = Signal(32), Signal(), Signal(), Signal()
+        count, paused = Signal(32, name="count"), Signal(name="paused")
+        soon, now = Signal(name="soon"), Signal(name="now")
         # The first cycle of a run, or behind a release, counts as progress; like all progress it is seen a cycle later.
         m.d.sync += [paused.eq(self.pause), soon.eq(self.restart), now.eq(soon | (paused & ~self.pause))]
         m.d.comb += self.bark.eq(self.enable & ~self.pause & ~self.progress & ~now & (count >= self.limit))
