@@ -33,6 +33,10 @@ def require_one_line(error: CorepoolError) -> None:
     assert "\n" not in str(error)
 
 
+def require_fault(failed: bool, number: int, error: CorepoolError) -> None:
+    assert failed, f"access {number} did not fail yet, but: {error}"
+
+
 def work_on(folder: Path) -> tuple[int, int]:
     """Open and work until something fails. Returns how many operations were acknowledged and how many were tried."""
     done = 0
@@ -81,9 +85,11 @@ def fail_from_one_on(fresh: Path | None, tmp_path: Path, step: int, code: int, l
                 acknowledged, tried = work_on(folder)
             except (StoreError, StorageFullError) as error:
                 require_one_line(error)
+                require_fault(fault.seen[0] >= number, number, error)
         with Store(None, folder, ballast_bytes=0) as store:
             found = store_work.look(store, STATES[-1])
         assert found in STATES[acknowledged : tried + 1], f"access {number}"
+        assert fault.seen[0] >= number or acknowledged == len(OPS), f"access {number} did not fail yet"
         shutil.rmtree(folder)
         if fault.seen[0] < number:
             return number

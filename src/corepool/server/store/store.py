@@ -115,7 +115,10 @@ class Store:
             return
         found = self._database.handle.execute("PRAGMA integrity_check(1)").fetchall()
         if found != [("ok",)]:
-            raise StoreError(f"the store {self.where} is damaged ({str(found[0][0]).splitlines()[-1]}): {RESTORE}")
+            said = str(found[0][0]).splitlines()[-1]
+            if "error code" in said:  # no disorder: the page could not be read at all
+                raise StoreError(f"the store {self.where} cannot be read ({said}): look at the disk")
+            raise StoreError(f"the store {self.where} is damaged ({said}): {RESTORE}")
 
     def _schema_digest(self) -> str:
         rows = self._database.handle.execute(
