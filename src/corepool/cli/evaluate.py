@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from corepool.evaluation.results import Finding
 
 NAME = "evaluate"
-REPORT = "report.html"
+REPORT, TABLE = "report.html", "report.md"
 
 
 def command(
@@ -29,9 +29,14 @@ def command(
     ),
     quick: Annotated[bool, typer.Option("--quick", help="Fewer points, for a first look.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, arrivals and searches.")] = 0,
+    into: Annotated[
+        Path | None,
+        typer.Option("--into", metavar="FILE.md", help="Also put the table of claims between this document's marks."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Repeat the paper's experiments; write results as JSON, plots, and one report to open offline."""
+    from corepool.evaluation import markdown
     from corepool.evaluation.experiment import carry_out, choose
     from corepool.evaluation.lab import Lab
     from corepool.evaluation.report import render
@@ -39,12 +44,19 @@ def command(
 
     begin = time.perf_counter()
     chosen = choose(names)
+    if into is not None:
+        markdown.split(into)  # rather now than after all the work
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".models-", dir=out) as models, output.progress("evaluate") as show:
         findings = carry_out(chosen, Lab(Path(models), quick=quick, seed=seed), out, show)
     again = f"corepool evaluate {' '.join(names)}{' --quick' if quick else ''}{f' --seed {seed}' if seed else ''}"
     with replacing(out / REPORT) as file:
         file.write(render(findings, again).encode())
+    table = markdown.render(findings, again)
+    with replacing(out / TABLE) as file:
+        file.write(table.encode())
+    if into is not None:
+        markdown.insert(into, table)
     report = _report(findings, out) | {"seconds": time.perf_counter() - begin}
     if json:
         output.write_json(report)
@@ -55,6 +67,7 @@ def command(
 def _report(findings: list[Finding], out: Path) -> dict[str, Any]:
     return {
         "report": str(out / REPORT),
+        "table": str(out / TABLE),
         "experiments": {
             each.name: {
                 "results": str(out / f"{each.name}.json"),
