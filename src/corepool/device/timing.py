@@ -661,7 +661,7 @@ def _arrive(m: Ints, prog: Ints, c: Int, t: Int) -> Int:
         prog[row, LEFT] = prog[row, ENDED_AT] = t
         m[lease + PROGRESS] = max(m[lease + PROGRESS], t)
         m[lease + ENDED] += 1
-        if m[lease + ENDED] == m[lease + CORES]:
+        if m[lease + ENDED] == m[lease + CORES] and m[lease + STATE] == RUNNING:
             m[lease + STATE] = DONE
             m[lease + END] = t
             m[CHANGED] = 1
@@ -674,8 +674,8 @@ def _arrive(m: Ints, prog: Ints, c: Int, t: Int) -> Int:
 
 @_compiled
 def _fail(m: Ints, lease: Int, t: Int, fault: Int, c: Int, index: Int, address: Int) -> None:
-    """Stop a lease; of several faults in one cycle, that of the lowest core is told."""
-    if m[lease + STATE] != RUNNING:
+    """Stop a lease, also if it would be done in this very cycle; of several faults, that of the lowest core is told."""
+    if m[lease + STATE] != RUNNING and (m[lease + STATE] != DONE or m[lease + END] != t):
         return
     m[lease + STATE] = FAULTED
     m[lease + END] = t
