@@ -148,6 +148,8 @@ class Twins(wiring.Component):
                     (one[f"bus__{valid}"] & (one[f"bus__{ident}"] == core))
                     == (two[f"bus__{valid}"] & (two[f"bus__{ident}"] == core))
                 )
+                resp = f"bus__{ident[0]}resp"
+                m.d.comb += Assume(implies(one[f"bus__{ident}"] == core, one[resp] == two[resp]))
 
     def _same(self, m: Module, fragments: list[Fragment], views: list[dict[str, Any]]) -> None:
         """All state of the victim, and all that it sees, is the same in both."""

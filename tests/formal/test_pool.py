@@ -40,19 +40,21 @@ class FreeCore(wiring.Component):
 class Checks:
     """Owners, windows and host accesses are free; windows do not reach over 2^32."""
 
+    config: HardwareConfig
+
     def elaborate(self, platform: object) -> Module:
         m: Module = super().elaborate(platform)  # type: ignore[misc]
         quiet_reset(m)
         for port in self._ports:
             m.d.comb += Assume(~(((port.page << PAGE_BITS) | Signal(33)) + port.last)[32])
-        for number in range(CONFIG.banks):
+        for number in range(self.config.banks):
             self._bank(m, number)
         self._locks(m)
         return m
 
     def _bank(self, m: Module, number: int) -> None:
         """A line that is new on a bus lies in the window, as set when the line was issued, of the slot's core."""
-        bus, size = self.bus[number], CONFIG.cores_per_bank
+        bus, size = self.bus[number], self.config.cores_per_bank
         fresh, written = Signal(name=f"fresh{number}"), Signal(name=f"fresh_write{number}")
         m.d.sync += [fresh.eq(~bus.arvalid | bus.arready), written.eq(~bus.awvalid | bus.awready)]
         good_write = []
@@ -86,18 +88,18 @@ class Checks:
             m.d.sync += [kept.eq(setting), busy.eq(Cat(active).any())]
             m.d.comb += Assert(implies(known & busy, setting == kept))
         for number, lease in enumerate(self._leases):
-            before, was = Signal(CONFIG.cores, name=f"cores{number}"), Signal(name=f"was{number}")
+            before, was = Signal(self.config.cores, name=f"cores{number}"), Signal(name=f"was{number}")
             m.d.sync += [before.eq(owners.cores[number]), was.eq(lease.active)]
             m.d.comb += Assert(implies(known & was, before == owners.cores[number]))
         self._lanes(m)
 
     def _lanes(self, m: Module) -> None:
         """A lane lies in the writer's own lease; no core has two leases."""
-        owners, size = self._owners, CONFIG.cores_per_bank
-        for core in range(CONFIG.cores):
+        owners, size = self._owners, self.config.cores_per_bank
+        for core in range(self.config.cores):
             m.d.comb += Assert(implies(owners.owned[core], owners.mates[core][core]))
-            for bank_number in range(CONFIG.banks):
-                lane: Any = owners.lane[core * CONFIG.banks + bank_number]
+            for bank_number in range(self.config.banks):
+                lane: Any = owners.lane[core * self.config.banks + bank_number]
                 for place in range(size):
                     slot_core = bank_number * size + place
                     used = owners.held[core][bank_number] & (lane == place)
@@ -107,15 +109,20 @@ class Checks:
                     m.d.comb += Assert(sees == owners.mates[core][slot_core])
 
 
-def harness(module: Any) -> Any:
+def harness(module: Any, config: HardwareConfig = CONFIG) -> Any:
     class Proof(Checks, module.Pool):
         pass
 
-    return Proof(CONFIG, FreeCore)
+    return Proof(config, FreeCore)
 
 
 def test_cores_that_do_anything_reach_only_their_windows(tmp_path: Path, formal_tools: Path) -> None:
     assert prove(harness(pool), tmp_path / "prove", formal_tools, depth=2)
+
+
+@pytest.mark.slow
+def test_sixteen_cores_that_do_anything_reach_only_their_windows(tmp_path: Path, formal_tools: Path) -> None:
+    assert prove(harness(pool, preset("u200")), tmp_path / "prove", formal_tools, depth=2)
 
 
 def test_the_pool_can_be_brought_to_read(tmp_path: Path, formal_tools: Path) -> None:

@@ -17,7 +17,7 @@ from amaranth.sim import Simulator
 from corepool.config import preset
 from corepool.hardware.axi import LiteBridge
 from corepool.hardware.pool import Pool
-from corepool.hardware.registers import State
+from corepool.hardware.registers import Fault, State
 from corepool.isa.codec import encode
 from corepool.isa.table import Opcode
 from support.axi import FULL, LITE, Axi4Rules, LiteRules, StreamRules, watch
@@ -277,19 +277,28 @@ def test_every_burst_of_a_busy_pool_keeps_the_rules() -> None:
 
 
 @pytest.mark.parametrize("opcode", [Opcode.LOAD, Opcode.SAVE], ids=lambda o: o.name)
-def test_an_error_of_the_memory_is_told(opcode: Opcode) -> None:
+def test_an_error_of_the_memory_stops_its_lease_alone(opcode: Opcode) -> None:
     memories = [Memory(TINY) for _ in range(TINY.banks)]
     page = 8
     extra = {"banks": 1} if opcode is Opcode.SAVE else {}
     code = encode(opcode, rows=1, blocks=1, pixels=30, address=256, **extra) + encode(Opcode.SYNC, cores=1)
     code += encode(Opcode.END)
     memories[0].load(page * 4096 + 1024, code)
+    calm = code.replace(encode(Opcode.SYNC, cores=1), encode(Opcode.SYNC, cores=2))
+    memories[0].load((page + 4) * 4096 + 1024, calm)
     memories[0].broken = {page * 4096 + 256 + LINE}
 
     async def bench(ctx: Any, host: Any) -> None:
         await host.open(0, [0], page, 1 << 12, [code], [1024])
         await host.set("POOL_START", 1)
+        await host.open(1, [1], page + 4, 1 << 12, [calm], [1024])
+        await host.set("POOL_START", 2)
         await ctx.tick().repeat(700)
+        state, _, fault = await host.outcome(0)
+        assert state is State.FAULTED
+        assert fault is not None
+        assert fault[:2] == (Fault.BUS, 0)
+        assert (await host.outcome(1))[0] is State.DONE
         assert await host.get("POOL_ERRORS") == 2
         await host.set("POOL_ERRORS", 2)
         assert await host.get("POOL_ERRORS") == 0

@@ -27,7 +27,10 @@ WINDOW_ALIGNMENT = 4096  # bytes; every window begins on such a boundary, so bur
 
 
 class Fault(Enum):
-    """Why a lease was stopped; the numbers are those of the fault register. The order is the order of reporting."""
+    """Why a lease was stopped; the numbers are those of the fault register. The order is the order of reporting.
+
+    BUS: a memory answered with an error, which only real memory does.
+    """
 
     UNDEFINED = 1
     WINDOW = 2
@@ -35,6 +38,7 @@ class Fault(Enum):
     STREAM_END = 4
     TOKENS = 5
     WATCHDOG = 6
+    BUS = 7
 
 
 class Boundary(Enum):

@@ -33,7 +33,7 @@ class SlotPort(wiring.Signature):
     restart, page, last: see Slot. fetch, load: requests. fetch_line, load_line: ``line`` of the bank is one of that
     kind. fetch_complete comes in the cycle before the burst is complete, load_complete in the very cycle. read_bytes,
     write_bytes: of the burst granted a cycle ago, else 0. busy: bursts or lines are under way. guard: a line was held
-    back because it lies outside of the window.
+    back because it lies outside of the window. bad: the memory answered a line of this slot with an error, a cycle ago.
     """
 
     def __init__(self, config: HardwareConfig) -> None:
@@ -53,6 +53,7 @@ class SlotPort(wiring.Signature):
                 "write_bytes": Out(size),
                 "busy": Out(1),
                 "guard": Out(1),
+                "bad": Out(1),
             }
         )
 
@@ -61,7 +62,7 @@ class WriterPort(wiring.Signature):
     """What a core exchanges with a bank that it writes to, seen from the bank.
 
     words: bursts for this bank. lane: which of the bank's slots carries them; held: one does. room, pending: see
-    WriteBuffer.
+    WriteBuffer. bad: the memory acknowledged a line of this core with an error, a cycle ago.
     """
 
     def __init__(self, config: HardwareConfig) -> None:
@@ -72,6 +73,7 @@ class WriterPort(wiring.Signature):
                 "held": In(1),
                 "room": Out(1),
                 "pending": Out(1),
+                "bad": Out(1),
             }
         )
 
@@ -212,6 +214,9 @@ class Bank(wiring.Component):
                 port.load_complete.eq(back.load_complete),
                 port.busy.eq(slot.busy | back.busy),
             ]
+            m.d.sync += port.bad.eq(accepted & mine & bus.rresp[1])
+        for core, writer in enumerate(self.writers):
+            m.d.sync += writer.bad.eq(bus.bvalid & bus.bready & bus.bresp[1] & (bus.bid == core))
         m.d.comb += [bus.rready.eq(ready), accepted.eq(bus.rvalid & bus.rready)]
         with m.If(accepted):
             m.d.sync += self.line.eq(bus.rdata)

@@ -187,7 +187,10 @@ class CorePort(wiring.Component):
         return bad
 
     def _faults(self, m: Module, fetcher: Fetcher, load_bad: Signal, save_bad: Signal) -> None:
-        """The lowest code of a cycle counts; among windows SAVE before LOAD before the fetcher."""
+        """The lowest code of a cycle counts; among windows SAVE before LOAD before the fetcher.
+
+        An error of the memory is told with the instruction at the dispatcher: which one asked for the line is not kept.
+        """
         core, fault = self.core, self.fault
         guard = Signal(record_layout())
         burst = Mux(save_bad, core.write_burst.as_value(), core.read_request.payload.as_value())
@@ -204,9 +207,11 @@ class CorePort(wiring.Component):
             m.d.comb += fault.eq(guard)
         with m.Elif(core.fault.valid):
             m.d.comb += [fault.code.eq(core.fault.code), fault.index.eq(core.fault.index)]
+        with m.Elif(self.slot.bad | Cat(writer.bad for writer in self.writers).any()):
+            m.d.comb += fault.code.eq(Fault.BUS)
         with m.If(self.run.over):
             m.d.sync += self.record.eq(fault)
-            with m.If(fault.code == 0):
+            with m.If((fault.code == 0) | (fault.code == Fault.BUS)):
                 m.d.sync += self.record.index.eq(core.reached)
 
     def _count(self, m: Module) -> None:

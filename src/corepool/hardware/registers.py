@@ -66,6 +66,7 @@ class Fault(IntEnum):
     STREAM_END = 4
     TOKENS = 5
     WATCHDOG = 6
+    BUS = 7
 
 
 @dataclass(frozen=True)
