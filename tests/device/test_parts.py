@@ -101,7 +101,7 @@ def test_constants_that_stand_twice_agree() -> None:
     assert timing.LEFT == decode.TIMING_COLUMNS
     assert (timing.SYNC_KIND, timing.END_KIND) == (decode.KIND_SYNC, decode.KIND_END)
     assert timing.UNDEFINED_KIND == decode.KIND_UNDEFINED
-    for fault in Fault:
+    for fault in set(Fault) - {Fault.BUS}:  # which no simulated memory causes
         assert getattr(timing, f"F_{fault.name}") == fault.value
     assert timing.INSTRUCTION == INSTRUCTION_BYTES
     for number, name in enumerate(kernels.NAMES):
