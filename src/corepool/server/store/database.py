@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,16 @@ def parse_url(url: str | None, state_dir: Path) -> URL:
     raise ConfigError(f"database_url: {backend} is not supported; use SQLite or PostgreSQL")
 
 
+@contextmanager
+def closed_on_failure(handle: Any) -> Iterator[None]:
+    """Close a driver's connection if it cannot be set up: nobody else would."""
+    try:
+        yield
+    except BaseException:
+        handle.close()
+        raise
+
+
 class Database:
     """One connection, its file if it has one, and how it begins transactions.
 
@@ -82,8 +92,9 @@ class Database:
 
         @event.listens_for(engine, "connect")
         def prepare(handle: sqlite3.Connection, _record: Any) -> None:
-            for pragma in PRAGMAS:
-                handle.execute(f"PRAGMA {pragma}")
+            with closed_on_failure(handle):
+                for pragma in PRAGMAS:
+                    handle.execute(f"PRAGMA {pragma}")
 
         @event.listens_for(engine, "begin")
         def begin(connection: Connection) -> None:
@@ -98,15 +109,16 @@ class Database:
 
         @event.listens_for(engine, "connect")
         def prepare(handle: Any, _record: Any) -> None:
-            with handle.cursor() as cursor:
-                cursor.execute("SET synchronous_commit = on")
-                cursor.execute("SELECT pg_try_advisory_lock(%s)", (ADVISORY_LOCK,))
-                taken = cursor.fetchone()[0]
-            handle.commit()
-            if not taken:
-                raise StoreError(
-                    f"the database {self.where} is in use by another server: stop it, or name another database"
-                )
+            with closed_on_failure(handle):
+                with handle.cursor() as cursor:
+                    cursor.execute("SET synchronous_commit = on")
+                    cursor.execute("SELECT pg_try_advisory_lock(%s)", (ADVISORY_LOCK,))
+                    taken = cursor.fetchone()[0]
+                handle.commit()
+                if not taken:
+                    raise StoreError(
+                        f"the database {self.where} is in use by another server: stop it, or name another database"
+                    )
 
         return engine
 
