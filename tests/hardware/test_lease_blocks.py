@@ -182,6 +182,33 @@ def test_random_runs_of_a_lease(seed: int) -> None:
     assert {State.DONE, State.STOPPED, State.FAULTED} <= set(states)
 
 
+def test_a_request_in_every_cycle_of_a_run() -> None:
+    """Around each SYNC there is a last cycle in which a request still counts for it."""
+    dut = Lease(TINY)
+    arrivals = [{0: 3, 1: 7}, {0: 9, 1: 2}, {0: 4, 1: 4}]
+    length = sum(max(each.values()) + SYNC for each in arrivals)
+
+    async def bench(ctx: Any) -> None:
+        ctx.set(dut.limit, 300)
+        ctx.set(dut.ready, 15)
+        clock = [0]
+        seen = []
+        for at in range(length - SYNC):
+            script = Script(0b11, arrivals, stop=(at, 0), events={"released": []})
+            state, end, syncs = golden(script)
+            assert (await play(ctx, dut, script, clock))[:3] == (state, end, syncs), at
+            seen.append((state, syncs))
+            ctx.set(dut.set_stop, 1)
+            ctx.set(dut.stop_enable, 0)
+            await ctx.tick()
+            clock[0] += 1
+            ctx.set(dut.set_stop, 0)
+            ctx.set(dut.cycle, clock[0])
+        assert set(seen) == {(State.STOPPED, 0), (State.STOPPED, 1), (State.DONE, 2)}
+
+    simulate(dut, bench)
+
+
 def test_a_lease_waits_for_clean_cores_and_the_slot_period() -> None:
     dut = Lease(TINY)
 
