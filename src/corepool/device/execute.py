@@ -23,6 +23,8 @@ EXACT_PRODUCTS = 1024  # so many products of two INT8 values sum up to at most 2
 _AT_A_TIME = 1 << 19  # floats of a matrix: stays in the caches, and bounds what a senseless instruction can take
 _LEAST_PIXELS = 64
 _FEW_PIXELS = 4  # up to here, direct loops beat the copies that a matrix product needs
+_SMALL = 1 << 16  # floats of each matrix of a product that is done in compiled code, without Python between
+_SMALL_PRODUCTS = 1 << 18  # there it takes some tens of microseconds; from here on a library is faster
 _COLUMNS = np.array([COLUMN[name] for name in kernels.NAMES])
 
 
@@ -33,6 +35,8 @@ class DataPass:
         self.memories = _memories(config, banks)
         self._home = np.array([config.bank_of(core) for core in range(config.cores)], np.int64)
         self._weights: list[tuple[tuple[int, ...], Floats] | None] = [None] * config.cores
+        room = [np.empty(_SMALL, np.float32) for _ in range(3)]
+        self._scratch = kernels.Scratch(room[0], room[1], room[2], EXACT_PRODUCTS, _SMALL_PRODUCTS)
         self._features = [np.empty(0, np.float32)]
         self._parts = [np.empty(0, np.float32)]
 
@@ -48,7 +52,9 @@ class DataPass:
         number = 0
         with one_thread():
             while True:
-                number = kernels.execute(self.memories, bases, self._home, cores, ops, number, _FEW_PIXELS)
+                number = kernels.execute(
+                    self.memories, bases, self._home, cores, ops, number, _FEW_PIXELS, self._scratch
+                )
                 if number == len(ops):
                     return
                 self._convolve(int(cores[number]), ops[number])

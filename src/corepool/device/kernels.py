@@ -56,6 +56,17 @@ class Memories(NamedTuple):
     )
 
 
+class Scratch(NamedTuple):
+    """Room for a small CONV as a matrix product: flat arrays, the most terms of a sum that float32 counts exactly, and
+    the most products in all."""
+
+    features: Floats
+    weights: Floats
+    sums: Floats
+    terms: Int
+    products: Int
+
+
 _compiled = njit(cache=True, nogil=True, error_model="numpy")
 
 
@@ -352,35 +363,6 @@ def _is_plain(mem: Memories, op: Ints) -> Any:
 
 
 @_compiled
-def execute(mem: Memories, bases: Ints, home: Ints, cores: Ints, ops: Ints, number: Int, few: Int) -> Int:
-    """Execute operations from ``number`` on, up to a CONV that a matrix product does faster; returns its number.
-
-    ``bases`` [banks]: first byte of the window; ``home`` [cores]: bank of a core; ``cores`` [n], ``ops`` [n, 44];
-    ``few``: a CONV of at most so many output pixels is done here.
-    """
-    while number < len(ops):
-        op = ops[number]
-        c = cores[number]
-        kind = op[OPCODE]
-        if kind == LOAD:
-            _load(mem, c, op, mem.ddr[home[c]], bases[home[c]])
-        elif kind == SAVE:
-            for b in range(bases.shape[0]):
-                if op[MASK] >> b & 1:
-                    _save(mem, c, op, mem.ddr[b], bases[b])
-        elif kind == CONV and op[ROWS] * op[COLS] > few and _is_plain(mem, op):
-            return number
-        elif kind == POOL and op[MODE] == 0:
-            _maximum(mem, c, op)
-        elif kind in (ADD, MUL):
-            _pointwise(mem, c, op)
-        elif kind in (CONV, DWCONV, POOL):
-            _summed(mem, c, op)
-        number += 1
-    return number
-
-
-@_compiled
 def gather(mem: Memories, c: Int, op: Ints, first: Int, matrix: Floats) -> None:
     """Fill ``matrix`` [pixels, kernel_h * kernel_w * in_blocks * C] with what lies under pixels ``first``..."""
     lines, width, channels = mem.feature.shape[1], mem.feature.shape[2], mem.feature.shape[3]
@@ -402,8 +384,12 @@ def gather(mem: Memories, c: Int, op: Ints, first: Int, matrix: Floats) -> None:
                 bank = (ix + factor * iy) % width
                 for b in range(op[IN_BLOCKS]):
                     word = memory[(line + b * op[BLOCK_PITCH]) % lines, bank]
-                    for i in range(channels):
-                        row[at + i] = word[i]
+                    if channels == 8:  # a fixed number of rounds is unrolled
+                        for i in range(8):
+                            row[at + i] = word[i]
+                    else:
+                        for i in range(channels):
+                            row[at + i] = word[i]
                     at += channels
         ox += 1
         if ox == op[COLS]:
@@ -440,3 +426,84 @@ def finish(mem: Memories, c: Int, op: Ints, first: Int, count: Int, parts: Float
                 for o in range(channels):
                     sums[o] += np.int32(parts[part, pixel, g * channels + o])
             _put(mem, c, op, op[PARAMETER] + g, op[RESULT] + g * pixels + first + pixel, sums)
+
+
+@_compiled
+def _fits(mem: Memories, op: Ints, scratch: Scratch) -> Any:
+    """Whether a CONV is small enough to be multiplied here: a library's product would gain less than its call costs."""
+    channels = mem.feature.shape[3]
+    pixels, outputs = op[ROWS] * op[COLS], op[OUT_BLOCKS] * channels
+    depth = op[KERNEL_H] * op[KERNEL_W] * op[IN_BLOCKS] * channels
+    return (
+        depth <= scratch.terms
+        and pixels * depth <= scratch.features.size
+        and outputs * depth <= scratch.weights.size
+        and pixels * outputs <= scratch.sums.size
+        and pixels * outputs * depth <= scratch.products
+    )
+
+
+_multiplied = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
+
+
+@_multiplied
+def _product(features: Floats, weights: Floats, sums: Floats) -> None:
+    """``sums`` [pixels, outputs] of ``features`` [pixels, depth] and ``weights`` [outputs, depth]: whole numbers that
+    float32 counts exactly, so their order does not matter."""
+    for pixel in range(features.shape[0]):
+        row = features[pixel]
+        for o in range(weights.shape[0]):
+            weight = weights[o]
+            total = np.float32(0)
+            for i in range(row.shape[0]):
+                total += row[i] * weight[i]
+            sums[pixel, o] = total
+
+
+@_compiled
+def _multiply(mem: Memories, c: Int, op: Ints, scratch: Scratch) -> None:
+    """A CONV that fits the scratch, as a matrix product."""
+    channels = mem.feature.shape[3]
+    pixels, outputs = op[ROWS] * op[COLS], op[OUT_BLOCKS] * channels
+    depth = op[KERNEL_H] * op[KERNEL_W] * op[IN_BLOCKS] * channels
+    features = scratch.features[: pixels * depth].reshape(pixels, depth)
+    weights = scratch.weights[: outputs * depth].reshape(outputs, depth)
+    sums = scratch.sums[: pixels * outputs].reshape(1, pixels, outputs)
+    gather(mem, c, op, 0, features)
+    spread_weights(mem, c, op, weights)
+    _product(features, weights, sums[0])
+    finish(mem, c, op, 0, pixels, sums)
+    mem.accumulator[c] = 0
+
+
+@_compiled
+def execute(
+    mem: Memories, bases: Ints, home: Ints, cores: Ints, ops: Ints, number: Int, few: Int, scratch: Scratch
+) -> Int:  # fmt: skip
+    """Execute operations from ``number`` on, up to a CONV that a matrix product does faster; returns its number.
+
+    ``bases`` [banks]: first byte of the window; ``home`` [cores]: bank of a core; ``cores`` [n], ``ops`` [n, 44];
+    ``few``: a CONV of at most so many output pixels is done here, and so is one that fits the ``scratch``.
+    """
+    while number < len(ops):
+        op = ops[number]
+        c = cores[number]
+        kind = op[OPCODE]
+        if kind == LOAD:
+            _load(mem, c, op, mem.ddr[home[c]], bases[home[c]])
+        elif kind == SAVE:
+            for b in range(bases.shape[0]):
+                if op[MASK] >> b & 1:
+                    _save(mem, c, op, mem.ddr[b], bases[b])
+        elif kind == CONV and op[ROWS] * op[COLS] > few and _is_plain(mem, op):
+            if not _fits(mem, op, scratch):
+                return number
+            _multiply(mem, c, op, scratch)
+        elif kind == POOL and op[MODE] == 0:
+            _maximum(mem, c, op)
+        elif kind in (ADD, MUL):
+            _pointwise(mem, c, op)
+        elif kind in (CONV, DWCONV, POOL):
+            _summed(mem, c, op)
+        number += 1
+    return number
