@@ -25,7 +25,12 @@ BEGIN, END = "<!-- areas: made by python -m corepool.hardware.areas -->", "<!-- 
 _RULES = (
     ("corepool_core.dispatch", "second-level dispatch"),
     ("corepool_core.memories", "memories"),
-    ("corepool_core.compute", "compute unit"),
+    ("corepool_core.compute.operands", "operands"),
+    ("corepool_core.compute.sums", "array"),
+    ("corepool_sums", "array"),
+    ("corepool_core.compute.requantiser", "requantiser"),
+    ("corepool_requantiser", "requantiser"),
+    ("corepool_core.compute", "loops"),
     ("corepool_core.load", "load unit"),
     ("corepool_core.place", "load unit"),
     ("corepool_core.save", "save unit"),
@@ -45,12 +50,16 @@ _RULES = (
     ("corepool_bank", "banks"),
     (TOP, "host registers"),
 )
-CORE_GROUPS = ("compute unit", "memories", "load unit", "save unit", "second-level dispatch", "core, wiring")
+CORE_GROUPS = ("array", "operands", "requantiser", "loops", "memories")
+CORE_GROUPS += ("load unit", "save unit", "second-level dispatch", "core, wiring")
 # What a device with one core and one user would not have.
 VIRTUAL_GROUPS = ("leases", "window checks", "ports", "owners", "slots")
 SHARED_GROUPS = ("fetchers", "returns", "write buffers", "banks", "host registers")
 MEANING = {
-    "compute unit": "array, operands, accumulators, requantisation, loops",
+    "array": "multipliers, adder trees, accumulators, maxima",
+    "operands": "feature memory's words to the multipliers that need them",
+    "requantiser": "one pixel of all channels a cycle, addition and tables",
+    "loops": "steps, addresses, pixels waiting for the requantiser",
     "memories": "features, weights, parameters, results (two copies), tables",
     "load unit": "addresses, bursts, placing of words",
     "save unit": "addresses, bursts",
