@@ -89,8 +89,8 @@ def test_parts_of_a_pool_are_counted_as_often_as_they_are_used() -> None:
     result = _result()
     luts = {name: area["lut"] for name, area in areas.groups(result).items()}
     assert luts == {
-        "host registers": 1, "owners": 7, "core, wiring": 20, "second-level dispatch": 200, "loops": 2000, "array": 60000,
-        "ports": 40, "window checks": 400, "leases": 60, "banks": 40, "slots": 800,
+        "host registers": 1, "owners": 7, "core, wiring": 20, "second-level dispatch": 200, "loops": 2000,
+        "array": 60000, "ports": 40, "window checks": 400, "leases": 60, "banks": 40, "slots": 800,
     }  # fmt: skip
     assert sum(luts.values()) == synth.total(result["modules"], TOP)["lut"]
     sums = areas.summary(result, 2)
