@@ -5,7 +5,9 @@ It must not know what leases or models mean, nor who asks.
 
 from __future__ import annotations
 
+import re
 import secrets
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -116,7 +118,8 @@ class Store:
         found = self._database.handle.execute("PRAGMA integrity_check(1)").fetchall()
         if found != [("ok",)]:
             said = str(found[0][0]).splitlines()[-1]
-            if "error code" in said:  # no disorder: the page could not be read at all
+            code = re.search(r"error code=(\d+)", said)
+            if code and int(code[1]) & 0xFF == sqlite3.SQLITE_IOERR:  # no disorder: the page could not be read at all
                 raise StoreError(f"the store {self.where} cannot be read ({said}): look at the disk")
             raise StoreError(f"the store {self.where} is damaged ({said}): {RESTORE}")
 
