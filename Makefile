@@ -18,10 +18,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-slow test-long check format docs bench clean distclean
+.PHONY: help install demo test test-slow test-long rtl-network rtl-network-long check format docs bench clean distclean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP) ## make .venv with everything pinned in constraints.txt
 
@@ -36,6 +36,12 @@ test-slow: $(STAMP) ## only the tests that take more than a minute each
 
 test-long: $(STAMP) ## all tests, fast and slow
 	$(PY) -m pytest -n $(TEST_JOBS) --durations=10 $(PYTEST_ARGS)
+
+rtl-network: $(STAMP) ## MobileNetV2 on the Verilog of u200, 16 cores: same bytes and cycles as the simulator
+	$(PY) bench/rtl_network.py mobilenet_v2
+
+rtl-network-long: $(STAMP) ## the same with ResNet50
+	$(PY) bench/rtl_network.py resnet50
 
 check: $(STAMP) ## linter, format, types, generated documents up to date
 	$(PY) -m ruff check $(CODE)
