@@ -93,8 +93,8 @@ class _Writer:
         return self.graph.node("Add", [x, y], f"{prefix}.add") if shortcut else y
 
 
-def build(weights: Weights, advance: Callable[[], None] = lambda: None) -> onnx.ModelProto:
-    """The network for one 3 x 224 x 224 image, "input" to "logits", from torchvision's named tensors.
+def build(weights: Weights, advance: Callable[[], None] = lambda: None, side: int = 224) -> onnx.ModelProto:
+    """The network for one image of 3 x side x side, "input" to "logits", from torchvision's named tensors.
 
     Raises ModelError if a tensor is missing or of the wrong type.
     """
@@ -121,11 +121,11 @@ def build(weights: Weights, advance: Callable[[], None] = lambda: None) -> onnx.
     gemm = [x, writer.parameter("classifier.1.weight"), writer.parameter("classifier.1.bias")]
     writer.graph.node("Gemm", gemm, "logits", transB=1)
     advance()
-    return writer.graph.model(("input", [1, 3, 224, 224]), ("logits", [1, 1000]))
+    return writer.graph.model(("input", [1, 3, side, side]), ("logits", [1, 1000]))
 
 
-def create(advance: Callable[[], None] = lambda: None) -> onnx.ModelProto:
+def create(advance: Callable[[], None] = lambda: None, side: int = 224) -> onnx.ModelProto:
     """The network with the installed package's weights; raises ModelError if they are missing or damaged."""
     weights = checkpoint.read(weights_path())
     advance()
-    return build(weights, advance)
+    return build(weights, advance, side)

@@ -46,20 +46,24 @@ def normalise(image: Image) -> FloatArray:
     return np.ascontiguousarray(((pixels - _MEAN) / _DEVIATION).transpose(2, 0, 1)[np.newaxis])
 
 
-def preprocess(image: Image) -> FloatArray:
-    """Return [1, 3, 224, 224] as torchvision evaluates: shorter side to 256 (bilinear), centre of 224, normalised."""
+def preprocess(image: Image, side: int = _SIDE) -> FloatArray:
+    """Return [1, 3, side, side] as torchvision evaluates: shorter side to 256 (bilinear), centre of 224, normalised.
+
+    For another side than 224 everything is scaled alike.
+    """
     from PIL import Image as pil
 
     width, height = image.size
     short = min(width, height)
-    size = (int(_SHORT_SIDE * width / short), int(_SHORT_SIDE * height / short))
+    wanted = _SHORT_SIDE * side // _SIDE
+    size = (int(wanted * width / short), int(wanted * height / short))
     scaled = image.convert("RGB").resize(size, pil.Resampling.BILINEAR)
-    left, top = round((size[0] - _SIDE) / 2), round((size[1] - _SIDE) / 2)
-    return normalise(scaled.crop((left, top, left + _SIDE, top + _SIDE)))
+    left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
+    return normalise(scaled.crop((left, top, left + side, top + side)))
 
 
-def calibration(count: int = 32, seed: int = 0) -> FloatArray:
-    """Return [count, 3, 224, 224]: the photos in turn, each cut at random (half of them mirrored), fixed by the seed.
+def calibration(count: int = 32, seed: int = 0, image_side: int = _SIDE) -> FloatArray:
+    """Return [count, 3, side, side]: the photos in turn, each cut at random (half mirrored), fixed by the seed.
 
     The first image of each photo is its plain preprocess, so that ranges cover what evaluation sees.
     Raises InputError if count is less than 1.
@@ -70,16 +74,16 @@ def calibration(count: int = 32, seed: int = 0) -> FloatArray:
         raise InputError(f"a calibration set needs at least 1 image, not {count}")
     random = np.random.default_rng(seed)
     pictures = [load(name) for name in names()]
-    batch = np.empty((count, 3, _SIDE, _SIDE), np.float32)
+    batch = np.empty((count, 3, image_side, image_side), np.float32)
     for index in range(count):
         picture = pictures[index % len(pictures)]
         if index < len(pictures):
-            batch[index] = preprocess(picture)[0]
+            batch[index] = preprocess(picture, image_side)[0]
             continue
         side = int(min(picture.size) * random.uniform(0.5, 1.0))
         left = int(random.integers(0, picture.width - side + 1))
         top = int(random.integers(0, picture.height - side + 1))
-        cut = picture.resize((_SIDE, _SIDE), pil.Resampling.BILINEAR, (left, top, left + side, top + side))
+        cut = picture.resize((image_side, image_side), pil.Resampling.BILINEAR, (left, top, left + side, top + side))
         if random.random() < 0.5:
             cut = cut.transpose(pil.Transpose.FLIP_LEFT_RIGHT)
         batch[index] = normalise(cut)[0]
