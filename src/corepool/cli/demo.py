@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from corepool.cli import output
+from corepool.cli import devices, output
 from corepool.cli.common import JsonOption, hardware
 from corepool.cli.signals import safe_point
 from corepool.errors import ConfigError, DeviceError, InputError
@@ -21,6 +21,7 @@ from corepool.errors import ConfigError, DeviceError, InputError
 if TYPE_CHECKING:
     from corepool.compiler.model import ModelPackage
     from corepool.config import HardwareConfig
+    from corepool.device.base import Device
     from corepool.device.trace import Traced
     from corepool.runtime.session import Placement, Result
     from corepool.runtime.sharing import Frame, Tenant
@@ -31,6 +32,11 @@ NETWORK = "mobilenet_v2"
 CALIBRATION_IMAGES = 16
 MAX_FRAMES = 100
 SLOW_START_S = 12  # a warm start takes 4 s up to here
+
+FRAMES = {devices.SIMULATOR: 4, devices.RTL: 1}
+SIDES = {devices.SIMULATOR: 224, devices.RTL: 96}  # the hardware's Verilog runs some thousand times slower than a card
+
+WHAT = {devices.SIMULATOR: "", devices.RTL: ", the hardware's own Verilog; a frame takes a while"}
 
 
 @dataclass
@@ -55,9 +61,15 @@ class Story:
 
 def command(
     out: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where files go.")] = Path("demo-out"),
-    frames: Annotated[int, typer.Option(metavar="K", help="Frames of each tenant before the cores are re-dealt.")] = 4,
+    frames: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="Frames of each tenant before the cores are re-dealt. Default: 4; 1 with rtl."),
+    ] = None,
     config: Annotated[str, typer.Option(help="Hardware configuration.")] = "u200",
-    device: Annotated[str, typer.Option(help="What executes the streams: simulator.")] = "simulator",
+    device: devices.DeviceOption = devices.SIMULATOR,
+    side: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Height and width of the images. Default: 224; 96 with rtl.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Compile MobileNetV2, let tenants share a card, and re-deal its cores while they run."""
@@ -65,31 +77,46 @@ def command(
     from corepool.runtime.sharing import shares
 
     begin = time.perf_counter()
+    devices.check_device(device)
+    frames = FRAMES[device] if frames is None else frames
+    side = SIDES[device] if side is None else side
     if not 1 <= frames <= MAX_FRAMES:
         raise InputError(f"--frames must be 1 to {MAX_FRAMES}, not {frames}")
+    if side % 32 or not 32 <= side <= 224:
+        raise InputError(f"--side must be a multiple of 32 from 32 to 224, not {side}")
     chosen = hardware(config)
     try:
         shares(chosen.cores)
     except ValueError as error:
         raise ConfigError(f"the demo needs several tenants: {error}; choose another --config") from None
-    simulator = _device(device, chosen)
     say = _Teller(quiet=json, begin=begin)
+    opened = devices.open_device(device, chosen, say.say)
+    say.apart_s = time.perf_counter() - begin
     out.mkdir(parents=True, exist_ok=True)
-    package, compile_s = _compile(out, chosen, say)
-    story = _play(simulator, package, chosen, frames, say)
+    package, compile_s = _compile(out, chosen, side, say)
+    say.say(f"what executes the streams: {device}{WHAT[device]}")
+    story = _play(opened, package, chosen, frames, side, say)
     report = _report(story, chosen, package, device) | {"static_compile_s": compile_s, "first_result_s": say.first_s}
+    lines = [f"Outputs before and after are equal, byte for byte, for all {len(story.photos)} tenants."]
+    if device != devices.SIMULATOR:
+        report["simulator"] = difference = _on_simulator(story, package, chosen, side)
+        lines.append(
+            "The simulator makes the same bytes of the same streams; its cycles differ by "
+            f"{difference['most_cycles_apart']} at most."
+        )
     picture, trace = out / "cores.png", out / "trace.json"
     _draw(picture, story, chosen, report)
-    save_trace(trace, chosen, story.traces)
-    report |= {"picture": str(picture), "trace": str(trace), "seconds": time.perf_counter() - begin}
+    report |= {"side": side, "picture": str(picture)}
+    lines.append(f"Cores over time: {picture}")
+    if any(traced.timelines for traced in story.traces):
+        save_trace(trace, chosen, story.traces)
+        report["trace"] = str(trace)
+        lines.append(f"What every unit did when: {trace} (open it in ui.perfetto.dev)")
+    report["seconds"] = time.perf_counter() - begin
     if json:
         output.write_json(report)
     else:
-        output.show(
-            f"Outputs before and after are equal, byte for byte, for all {len(story.photos)} tenants.",
-            f"Cores over time: {picture}",
-            f"What every unit did when: {trace} (open it in ui.perfetto.dev)",
-        )
+        output.show(*lines)
 
 
 class _Teller:
@@ -98,6 +125,7 @@ class _Teller:
     def __init__(self, quiet: bool, begin: float) -> None:
         self.quiet = quiet
         self._begin = begin
+        self.apart_s = 0.0  # spent before the simulator's compiled code was needed
         self.first_s: float | None = None
 
     def say(self, text: str) -> None:
@@ -107,7 +135,7 @@ class _Teller:
 
     def warmed(self) -> None:
         """Explain the wait, if compiled code was not there yet."""
-        if time.perf_counter() - self._begin > SLOW_START_S:
+        if time.perf_counter() - self._begin - self.apart_s > SLOW_START_S:
             self.say("first run on this machine: the simulator is compiled once, which takes about half a minute")
 
     def show(self, *things: Any) -> None:
@@ -120,7 +148,7 @@ class _Teller:
         self.say(text)
 
 
-def _compile(out: Path, config: HardwareConfig, say: _Teller) -> tuple[ModelPackage, float]:
+def _compile(out: Path, config: HardwareConfig, side: int, say: _Teller) -> tuple[ModelPackage, float]:
     """Write the network with its trained weights, compile it with photos for calibration, and open the package."""
     import numpy as np
 
@@ -131,9 +159,9 @@ def _compile(out: Path, config: HardwareConfig, say: _Teller) -> tuple[ModelPack
 
     model, samples, compiled = out / f"{NETWORK}.onnx", out / "calibration.npz", out / f"{NETWORK}.cpk"
     say.say(f"writing {model} (trained ImageNet weights)")
-    zoo.write(NETWORK, model)
+    zoo.write(NETWORK, model, side=side)
     with replacing(samples) as file:
-        np.savez(file, input=photos.calibration(CALIBRATION_IMAGES))
+        np.savez(file, input=photos.calibration(CALIBRATION_IMAGES, image_side=side))
     say.say(f"compiling for {config.name}: once, for any number of cores")
     from corepool.compiler.static import compile_model
 
@@ -150,15 +178,7 @@ def _compile(out: Path, config: HardwareConfig, say: _Teller) -> tuple[ModelPack
     return package, seconds
 
 
-def _device(name: str, config: HardwareConfig) -> Any:
-    if name != "simulator":
-        raise InputError(f"there is no device {name!r}; there is: simulator")
-    from corepool.device.simulator import Simulator
-
-    return Simulator(config)
-
-
-def _play(device: Any, package: ModelPackage, config: HardwareConfig, frames: int, say: _Teller) -> Story:
+def _play(device: Device, package: ModelPackage, config: HardwareConfig, frames: int, side: int, say: _Teller) -> Story:
     """Both phases, with the re-deal between them. Raises DeviceError if any tenant's outputs ever differ."""
     from corepool.compiler.dynamic.linker import link
     from corepool.runtime.session import Session, redeal
@@ -172,7 +192,7 @@ def _play(device: Any, package: ModelPackage, config: HardwareConfig, frames: in
     say.warmed()
     tenants = []
     for index, (photo, cores) in enumerate(zip(names, before, strict=True)):
-        image = photos.preprocess(photos.load(photo))
+        image = photos.preprocess(photos.load(photo), side)
         session = Session(device, package, cores)
         cycles = package.meta["predicted_cycles"][len(cores) - 1]
         tenants.append(Tenant("ABCDEFGH"[index], session, {session.inputs[0].name: image}, cycles))
@@ -245,6 +265,25 @@ def _check_equal(tenants: Sequence[Tenant], frames: Sequence[Frame]) -> None:
         first, *others = [frame.result.raw for frame in frames if frame.tenant == tenant.name]
         if not others or any(other != first for other in others):
             raise DeviceError(f"tenant {tenant.name}: outputs differ between frames; they must be equal byte for byte")
+
+
+def _on_simulator(story: Story, package: ModelPackage, config: HardwareConfig, side: int) -> dict[str, Any]:
+    """Repeat each tenant's first frame of each phase on a simulator. Raises DeviceError where bytes differ."""
+    from corepool.device.simulator import Simulator
+    from corepool.runtime.session import Session
+    from corepool.zoo import photos
+
+    simulator, apart = Simulator(config), []
+    for phase in story.phases:
+        for index, photo in enumerate(story.photos):
+            frame = _of(phase, "ABCDEFGH"[index])[0]
+            with Session(simulator, package, frame.cores) as session:
+                image = photos.preprocess(photos.load(photo), side)
+                result = session.run({session.inputs[0].name: image})
+            if result.raw != frame.result.raw:
+                raise DeviceError(f"tenant {frame.tenant}: the simulator's outputs differ; they must be equal")
+            apart.append(abs(result.completion.cycles - frame.result.completion.cycles))
+    return {"frames": len(apart), "byte_equal": True, "most_cycles_apart": max(apart)}
 
 
 def _sizes(dealt: Sequence[range]) -> str:

@@ -1,4 +1,4 @@
-"""`corepool run`: one inference of a package on some cores of a simulated card.
+"""`corepool run`: one inference of a package on some cores of a card, simulated or in its own Verilog.
 
 It must not know how devices execute anything.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from corepool.cli import output
+from corepool.cli import devices, output
 from corepool.cli.common import (
     JsonOption,
     PackageArgument,
@@ -24,9 +24,17 @@ from corepool.errors import InputError
 from corepool.files import require_writable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    import numpy.typing as npt
+
     from corepool.compiler.model import ModelPackage
     from corepool.config import HardwareConfig
+    from corepool.device.base import Device
     from corepool.runtime.session import Result
+
+    Inputs = Mapping[str, npt.NDArray[np.generic]]
 
 NAME = "run"
 
@@ -44,11 +52,15 @@ def command(
     trace: Annotated[
         Path | None, typer.Option(metavar="T.json", help="Write what each unit did when (Chrome, Perfetto).")
     ] = None,
+    device: devices.DeviceOption = devices.SIMULATOR,
     json: JsonOption = False,
 ) -> None:
     """Run a package once on N cores and tell how long it takes."""
     package, config = open_model(model)
     check_cores(cores, config)
+    devices.check_device(device)
+    if trace is not None and device != devices.SIMULATOR:
+        raise InputError(f"--trace needs --device {devices.SIMULATOR}: the hardware does not tell what ran when")
     if input_file is None and not timing_only:
         raise InputError("--input IN.npz is missing (only --timing-only runs without)")
     if timing_only and output_file is not None:
@@ -61,7 +73,11 @@ def command(
     if output_file is not None and trace is not None and same_file(output_file, trace):
         raise InputError(f"--output and --trace name the same file {trace}; choose another name for one of them")
     with naming(model, input_file):
-        result, report = _run(package, config, cores, input_file, timing_only, trace)
+        inputs = _read_inputs(package, config, input_file)
+    opened = devices.open_device(device, config, (lambda _: None) if json else output.write, data=not timing_only)
+    with naming(model, input_file):
+        result, report = _run(opened, package, cores, inputs, timing_only, trace)
+    report["device"] = device
     if output_file is not None:
         from corepool.runtime.outputs import write_npz
 
@@ -72,31 +88,33 @@ def command(
         _show(report, output_file, trace)
 
 
-def _run(
-    package: ModelPackage,
-    config: HardwareConfig,
-    cores: int,
-    input_file: Path | None,
-    timing_only: bool,
-    trace: Path | None,
-) -> tuple[Result, dict[str, Any]]:
-    """Simulate one inference and measure it."""
-    from corepool.compiler.dynamic.linker import link
-    from corepool.device.simulator import Simulator
+def _read_inputs(package: ModelPackage, config: HardwareConfig, input_file: Path | None) -> Inputs | None:
     from corepool.runtime.host import HostPort
     from corepool.runtime.inputs import read_npz
-    from corepool.runtime.session import Session, save_trace
 
     ports = [HostPort.from_meta(entry, config.channels) for entry in package.meta["inputs"]]
-    inputs = None if input_file is None else read_npz(input_file, ports)
+    return None if input_file is None else read_npz(input_file, ports)
+
+
+def _run(
+    device: Device, package: ModelPackage, cores: int, inputs: Inputs | None, timing_only: bool, trace: Path | None
+) -> tuple[Result, dict[str, Any]]:
+    """Carry out one inference and measure it."""
+    from corepool.compiler.dynamic.linker import link
+    from corepool.runtime.session import Session, save_trace
+
+    config = device.config
     for _ in range(WARM_UP):  # the first call loads compiled code; the time reported is that of a warm one
         link(package, range(cores), config)
-    simulator = Simulator(config, data=not timing_only)
     with output.progress("running") as show:
         show("linking", 0.1)
-        with Session(simulator, package, range(cores), data=not timing_only) as session:
-            show("simulating", 0.3)
-            result = session.run(inputs)
+        with Session(device, package, range(cores), data=not timing_only) as session:
+            expected = package.meta["predicted_cycles"][cores - 1]
+            session.start(inputs)
+            while session.running:  # in pieces, so that progress is seen and requests to end are heard
+                show(f"{device.cycle:,} cycles", 0.2 + 0.7 * min(device.cycle / expected, 1))
+                session.advance(max(expected // 100, 1))
+            result = session.finish()
             placement = session.placement
             if trace is not None:
                 show("writing the trace", 0.9)
@@ -138,4 +156,5 @@ def _show(report: dict[str, Any], output_file: Path | None, trace: Path | None) 
         lines["outputs"] = f"{output_file}: {', '.join(f'{name} {shape}' for name, shape in report['outputs'].items())}"
     if trace is not None:
         lines["trace"] = f"{trace} (open it in ui.perfetto.dev)"
-    output.show(output.facts(f"{report['model']} on {report['cores']} cores of {report['config']}", lines))
+    where = f"{report['cores']} cores of {report['config']}, {report['device']}"
+    output.show(output.facts(f"{report['model']} on {where}", lines))

@@ -40,7 +40,7 @@ def shared_library(config: HardwareConfig, progress: Progress | None = None, *, 
     The pool and one core are compiled apart, and the harness joins as many cores as there are along the pool's wires;
     with ``whole`` the pool is compiled with its cores inside, which takes far longer and runs the same.
     """
-    built = replace(config, name="rtl", watchdog_cycles=HardwareConfig.watchdog_cycles, bank_bytes=4 << 30)
+    built = _built(config)
     folder = _cache() / _digest(built, whole)
     if not (folder / LIBRARY).is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,6 +53,11 @@ def shared_library(config: HardwareConfig, progress: Progress | None = None, *, 
     return folder / LIBRARY
 
 
+def compiled(config: HardwareConfig) -> bool:
+    """True if the cache holds the library already."""
+    return (_cache() / _digest(_built(config), whole=False) / LIBRARY).is_file()
+
+
 def minutes(config: HardwareConfig) -> int:
     """About how long a first compilation takes on two processors."""
     return 2 + config.cores * config.banks // 32
@@ -61,6 +66,11 @@ def minutes(config: HardwareConfig) -> int:
 def open_library(config: HardwareConfig, progress: Progress | None = None, *, whole: bool = False) -> ctypes.CDLL:
     """The library with its functions' types set."""
     return _open(shared_library(config, progress, whole=whole))
+
+
+def _built(config: HardwareConfig) -> HardwareConfig:
+    """The configuration without what the library does not depend on."""
+    return replace(config, name="rtl", watchdog_cycles=HardwareConfig.watchdog_cycles, bank_bytes=4 << 30)
 
 
 @cache
