@@ -32,17 +32,24 @@ class ProgramMaker:
     """Rounds of loads, computations and saves, chained by tokens or SYNC."""
 
     def __init__(
-        self, rng: np.random.Generator, config: HardwareConfig, opcodes: tuple[Opcode, ...], largest: int = 400
+        self,
+        rng: np.random.Generator,
+        config: HardwareConfig,
+        opcodes: tuple[Opcode, ...],
+        largest: int = 400,
+        fill: np.random.Generator | None = None,
     ) -> None:
+        """``largest``: steps of a computation. ``fill`` is what parameters are drawn from (default: as all else)."""
         self.rng, self.config, self.opcodes, self.largest = rng, config, opcodes, largest
+        self.fill = rng if fill is None else fill
         self.half = min(config.parameter_words, (OUTPUT - PARAMETERS) // config.parameter_word_bytes) // 2
 
     def program(self, window: npt.NDArray[np.uint8], rounds: int) -> bytes:
         """The instructions of a lease of core 0; parameters and constants are written into the window."""
         rng, config = self.rng, self.config
         half = self.half
-        parameters(rng, config, window, PARAMETERS, half)
-        constants(rng, config, window, PARAMETERS + half * config.parameter_word_bytes, half)
+        parameters(self.fill, config, window, PARAMETERS, half)
+        constants(self.fill, config, window, PARAMETERS + half * config.parameter_word_bytes, half)
         words = [
             encode(Opcode.LOAD, **self._linear(Target.PARAMETER, PARAMETERS, 2 * half * config.parameter_word_bytes))
         ]
