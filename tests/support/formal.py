@@ -49,7 +49,9 @@ def tools(directory: Path) -> Path:
     return folder
 
 
-def prove(harness: Any, directory: Path, folder: Path, mode: str = "prove", depth: int = 2) -> bool:
+def prove(
+    harness: Any, directory: Path, folder: Path, mode: str = "prove", depth: int = 2, seconds: int = SECONDS
+) -> bool:
     """True if the harness's assertions hold (or its covers are reached), False if one was refuted (or not reached).
 
     ``harness``: a component; its inputs are free. Modes: prove (k-induction), bmc, cover.
@@ -65,7 +67,7 @@ def prove(harness: Any, directory: Path, folder: Path, mode: str = "prove", dept
     environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
     command = [tool("yowasp-sby"), "-f", "proof.sby"]
     done = subprocess.run(
-        command, cwd=directory, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+        command, cwd=directory, env=environment, capture_output=True, text=True, timeout=seconds, check=False
     )
     status = (directory / "proof" / "status").read_text().split()[0] if (directory / "proof/status").exists() else ""
     assert status in ("PASS", "FAIL", "UNKNOWN"), done.stdout[-2000:] + done.stderr[-2000:]
