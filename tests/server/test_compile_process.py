@@ -31,9 +31,14 @@ def compiled(source: Path, folder: Path, limits: Compilation | None = None, conf
     calibration = source.parent / "calibration.npz"
     job = Job(source, calibration if calibration.exists() else None, config, folder / "package.cpk")
     stages: list[tuple[str, float]] = []
-    work = compile_model(job, limits or Compilation(), lambda *step: stages.append(step), lambda *a, **k: None)
+    work = compile_model(job, limits or Compilation(), lambda *step: stages.append(step), said)
     made = asyncio.run(work)
     return {**made, "stages": stages}
+
+
+def said(*what: Any, **more: Any) -> None:
+    """What an operator would find in the log, for whoever looks into a failure."""
+    sys.stderr.write(f"{what} {more}\n")
 
 
 def put(folder: Path, data: bytes, name: str = "model.onnx") -> Path:
