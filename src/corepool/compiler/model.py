@@ -59,18 +59,23 @@ class ModelPackage:
     size: int = 0
 
     @cached_property
-    def stream_bound(self) -> npt.NDArray[np.int64]:
-        """For 1 .. 16 cores: at least as many instructions as all streams together can have."""
+    def tiling_bound(self) -> npt.NDArray[np.int64]:
+        """For every tiling: at least as many instructions as its packages can have on all cores, SYNCs left out."""
         # A result may be saved in up to three parts.
         counts = self.steps[:, 1:6].sum(axis=1, dtype=np.int64) + 2 * self.steps[:, 5].astype(np.int64)
         by_step = np.concatenate([[0], np.cumsum(counts)])
         first, last = self.ifps[:, 0], self.ifps[:, 0] + self.ifps[:, 1]
         by_ifp = np.concatenate([[0], np.cumsum(by_step[last] - by_step[first])])
         begin = self.tilings[:, 0]
-        by_tiling = by_ifp[begin + self.tilings[:, 1]] - by_ifp[begin]
-        chosen = by_tiling[self.layers[:, 0, None] + self.choice]
+        bound: npt.NDArray[np.int64] = by_ifp[begin + self.tilings[:, 1]] - by_ifp[begin]
+        return bound
+
+    @cached_property
+    def stream_bound(self) -> npt.NDArray[np.int64]:
+        """For 1 .. 16 cores: at least as many instructions as all streams together can have."""
+        chosen = self.tiling_bound[self.layers[:, 0, None] + self.choice]
         cores = np.arange(1, MAX_CORES + 1)
-        bound: npt.NDArray[np.int64] = chosen.sum(axis=0) + cores * (len(self.layers) + 1)
+        bound: npt.NDArray[np.int64] = chosen.sum(axis=0) + cores * (2 * len(self.layers) + 1)
         return bound
 
     def save(self, path: Path, config: HardwareConfig) -> None:
@@ -144,6 +149,11 @@ class ModelPackage:
             "table steps has negative counts",
         )
         require(bool((self.steps[:, 4] >= 1).all()), "table steps has steps that compute nothing")
+        room = self.steps[:, STEP_COLUMNS.index("weight_words") :]
+        require(bool(((room >= 0) & (room < 1 << 16)).all()), "table steps has groups of impossible size")
+        producer = self.layers[:, LAYER_COLUMNS.index("producer")]
+        before = (producer >= -1) & (producer < np.arange(len(self.layers)))
+        require(bool(before.all()), "table layers has layers that read what is not made yet")
         require(
             bool(((self.choice >= 0) & (self.choice < self.layers[:, 1, None])).all()), "table choice points outside"
         )
@@ -157,6 +167,6 @@ class ModelPackage:
             "table consumers points outside",
         )
         require(bool((self.ifps[:, 2] >= 0).all()), "table ifps has negative latencies")
-        require(bool((self.ifps[:, -1] > 0).all()), "table ifps has maps without width")
+        require(bool((self.ifps[:, IFP_COLUMNS.index("width")] > 0).all()), "table ifps has maps without width")
         rows = self.ifps[:, 4].astype(np.int64) - self.ifps[:, 3]
         require(bool(((rows > 0) & (rows < 1 << 16)).all()), "table ifps has tiles without rows")

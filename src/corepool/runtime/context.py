@@ -24,7 +24,7 @@ Streams = Sequence[Bytes]
 
 NOBODY = -1
 _PLACE = [COLUMN[name] for name in ("address", "blocks", "rows", "pixels", "block_stride", "row_stride")]
-_OPCODE, _LAYER, _BANKS = COLUMN["opcode"], COLUMN["layer"], COLUMN["banks"]
+_OPCODE, _BANKS = COLUMN["opcode"], COLUMN["banks"]
 
 
 @dataclass(frozen=True)
@@ -92,31 +92,32 @@ class Maps:
         )
         view[...] = value
 
-    def _layers(self, streams: Streams) -> list[list[tuple[int, Ints]]]:
-        """For each layer: the core's place in the lease, and its LOADs and SAVEs up to the layer's SYNC (or END)."""
-        layers: list[list[tuple[int, Ints]]] = []
+    def _stages(self, streams: Streams) -> list[list[tuple[int, Ints]]]:
+        """From SYNC to SYNC (or END): the core's place in the lease, and its LOADs and SAVEs. No stage reads what it
+        writes."""
+        stages: list[list[tuple[int, Ints]]] = []
         for core, stream in enumerate(streams):
             fields = decode_stream(self.config, stream).fields
             opcode = fields[:, _OPCODE]
             ends = np.flatnonzero((opcode == Opcode.SYNC) | (opcode == Opcode.END))
             moves = np.flatnonzero((opcode == Opcode.LOAD) | (opcode == Opcode.SAVE))
             cuts = np.searchsorted(moves, ends)
-            for layer, part in enumerate(np.split(moves, cuts[:-1])):
-                if layer == len(layers):
-                    layers.append([])
-                layers[layer].append((core, fields[part]))
-        return layers
+            for stage, part in enumerate(np.split(moves, cuts[:-1])):
+                if stage == len(stages):
+                    stages.append([])
+                stages[stage].append((core, fields[part]))
+        return stages
 
-    def written(self, owner: npt.NDArray[np.int8], streams: Streams, layers: int) -> None:
-        """Note in ``owner`` [words] a bank that holds each word's latest value after so many layers."""
-        for layer in self._layers(streams)[:layers]:
-            for _, moves in layer:
+    def written(self, owner: npt.NDArray[np.int8], streams: Streams, stages: int) -> None:
+        """Note in ``owner`` [words] a bank that holds each word's latest value, at the SYNC behind so many stages."""
+        for stage in self._stages(streams)[:stages]:
+            for _, moves in stage:
                 for row in moves[moves[:, _OPCODE] == Opcode.SAVE].tolist():
                     mask = row[_BANKS]
                     self._mark(owner, [row[column] for column in _PLACE], (mask & -mask).bit_length() - 1)
 
     def needed(self, streams: Streams, banks: Sequence[int], finals: Flags, home: int) -> dict[int, Flags]:
-        """For each bank the words that cores there load (``banks``: of each core) before a layer writes them there.
+        """For each bank the words that cores there load (``banks``: of each core) before a stage writes them there.
 
         ``finals``: words that the host reads in bank ``home`` at the end.
         """
@@ -124,13 +125,13 @@ class Maps:
         written = {bank: self.none() for bank in banks}
         reads.setdefault(home, self.none())
         written.setdefault(home, self.none())
-        for layer in self._layers(streams):
-            for core, moves in layer:
+        for stage in self._stages(streams):
+            for core, moves in stage:
                 loaded = self.none()
                 for row in moves[moves[:, _OPCODE] == Opcode.LOAD].tolist():
                     self._mark(loaded, [row[column] for column in _PLACE], True)
                 reads[banks[core]] |= loaded & ~written[banks[core]]
-            for _, moves in layer:
+            for _, moves in stage:
                 for row in moves[moves[:, _OPCODE] == Opcode.SAVE].tolist():
                     place = [row[column] for column in _PLACE]
                     for bank, there in written.items():

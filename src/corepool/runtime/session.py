@@ -56,11 +56,12 @@ class Result:
 class Served:
     """One inference as a server tells of it: the outputs that were asked for, and where the time went: host
     nanoseconds to lay out and upload the inputs, to run, to fetch and unpack the outputs, and for the steps that the
-    host computes."""
+    host computes. ``cycles`` counts all runs of an inference that was suspended, ``completion`` is of the last."""
 
     outputs: dict[str, Array]
     completion: Completion
     counters: Counters
+    cycles: int
     upload_ns: int
     compute_ns: int
     download_ns: int
@@ -226,10 +227,10 @@ class Session:
         completion = self._wait(lease)
         if completion.stopped is None:
             return None
-        streams, first_layer = self._loaded
+        streams, _ = self._loaded
         maps, config = Maps(self.device.config, self._package.meta["window"]), self.device.config
         layer = completion.stopped.layer + 1
-        maps.written(self._owner, streams, layer - first_layer)
+        maps.written(self._owner, streams, completion.syncs + 1)
         home = lease.cores[0]
         rest = link(self._package, [home], config, layer).streams
         live = maps.needed(rest, [config.bank_of(home)], self._finals(maps), config.bank_of(home))
@@ -302,6 +303,10 @@ class Session:
                 if not self.device.running(lease):
                     raise
 
+    def settle(self) -> None:
+        """Have the device do all work up to the present now, rather than when somebody asks for its results."""
+        self.device.read(self._open(), 0, 1)
+
     def finish(self, timeout_cycles: int | None = None) -> Result:
         """Wait for the inference and fetch its outputs. Raises FaultError if a fault stopped it."""
         lease = self._open()
@@ -345,6 +350,7 @@ class Session:
             outputs if wanted is None else {name: outputs[name] for name in outputs if name in wanted},
             completion,
             counters,
+            cycles=self._spent + completion.cycles,
             upload_ns=int((self._started_s - self._begun_s) * 1e9),
             compute_ns=int((ended - self._started_s) * 1e9),
             download_ns=int((fetched - ended) * 1e9),

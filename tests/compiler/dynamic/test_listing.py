@@ -3,7 +3,8 @@
 The first layer (3x3, 8 to 16 channels on 6x6) gives each core one output block, and saves it to both banks, since the
 second layer (1x1 with
 a residual) reads all blocks on each core. Its weights and parameters are fetched before the SYNC, its features behind
-it.
+it. The SYNC is early: the last save may still be to come, since nobody's first tile reads its rows; so the cores meet
+again behind their first tiles.
 """
 
 from pathlib import Path

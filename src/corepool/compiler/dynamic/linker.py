@@ -15,6 +15,7 @@ import numpy.typing as npt
 from corepool.compiler.dynamic.compiled import hot
 from corepool.compiler.dynamic.deal import deal_layer
 from corepool.compiler.dynamic.emit import Place, State, Tables, emit_core, new_state
+from corepool.compiler.dynamic.meet import plan_syncs
 from corepool.compiler.model import ModelPackage
 from corepool.compiler.tables import MAX_CORES
 from corepool.config import HardwareConfig
@@ -60,15 +61,16 @@ class Linked:
 @hot
 def _link(
     t: Tables, where: Place, state: State, first_layer: int, out: Words, bounds: IntArray, starts: Int32Array,
-    latency: IntArray, dealt: IntArray, boxes: IntArray,
+    latency: IntArray, dealt: IntArray, boxes: IntArray, holds: IntArray,
 ) -> None:  # fmt: skip
     cores = len(where.bank_of)
     for layer in range(first_layer, len(t.layers)):
         deal_layer(layer, t.choice[layer, cores - 1], t.layers, t.tilings, t.ifps, where.bank_of, latency, dealt, boxes)
+    plan_syncs(first_layer, len(t.layers), t.layers, t.ifps, t.consumers, dealt, holds)
     at = 0
     for core in range(cores):
         bounds[core] = at
-        at = emit_core(core, first_layer, t, where, state, dealt, boxes, out, at, starts)
+        at = emit_core(core, first_layer, len(t.layers), t, where, state, dealt, boxes, holds, out, at, starts)
     bounds[cores] = at
 
 
@@ -80,10 +82,10 @@ def tables_of(package: ModelPackage) -> Tables:
 
 def place_of(cores: Sequence[int], config: HardwareConfig) -> Place:
     """The cores' banks and memories in the form that compiled code takes."""
-    halves = [config.feature_lines // 2, config.weight_words // 2, config.parameter_words // 2, 0, 1]  # by Target
+    sizes = [config.weight_words, config.parameter_words, config.lut_slots, config.feature_lines]
     banks = np.array([config.bank_of(core) for core in cores], np.int64)
     mask = sum(1 << core for core in cores)
-    return Place(banks, np.array(halves, np.int64), config.result_words, config.word_bytes, mask)
+    return Place(banks, np.array(sizes, np.int64), config.result_words, config.word_bytes, mask)
 
 
 def link(package: ModelPackage, cores: Sequence[int], config: HardwareConfig, first_layer: int = 0) -> Linked:
@@ -106,5 +108,6 @@ def link(package: ModelPackage, cores: Sequence[int], config: HardwareConfig, fi
     dealt, boxes = np.zeros((len(layers), count + 1), np.int64), np.empty((len(layers), 2, config.banks, 4), np.int64)
     where = place_of(cores, config)
     state, latency = new_state(len(package.consumers), config.banks), np.empty(len(package.ifps), np.int64)
-    _link(tables_of(package), where, state, first_layer, out, bounds, starts, latency, dealt, boxes)
+    holds = np.empty((len(layers), count + 1), np.int64)
+    _link(tables_of(package), where, state, first_layer, out, bounds, starts, latency, dealt, boxes, holds)
     return Linked(tuple(cores), out[: bounds[-1]], bounds, starts, dealt)

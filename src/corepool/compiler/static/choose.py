@@ -13,10 +13,11 @@ import numpy.typing as npt
 from corepool.compiler.dynamic import link
 from corepool.compiler.dynamic.compiled import hot
 from corepool.compiler.dynamic.deal import deal_layer
-from corepool.compiler.dynamic.emit import FIRST_STEP, Place, State, Tables, emit_layer, new_state
+from corepool.compiler.dynamic.emit import Place, State, Tables, emit_core, new_state
 from corepool.compiler.dynamic.linker import place_of, tables_of
+from corepool.compiler.dynamic.meet import plan_syncs
 from corepool.compiler.model import ModelPackage
-from corepool.compiler.static.latency import COLUMNS, decode, layer_cycles, machine
+from corepool.compiler.static.latency import CARRIED, COLUMNS, RINGS, decode, machine, stream_cycles
 from corepool.compiler.tables import MAX_CORES
 from corepool.config import HardwareConfig
 
@@ -24,36 +25,33 @@ IntArray = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
 Words = npt.NDArray[np.uint64]
 
-INSTRUCTION_COST = 6  # cycles that an instruction must save: streams have to be linked and sent to the card
+LAYERS_PER_COST = 24  # see ``instruction_cost``
+FURTHEST_PRODUCER = 4  # layers before a layer that are priced with it
 ROUNDS = 2  # over all layers; later ones change little
-
-
-def layer_times(package: ModelPackage, cores: int, config: HardwareConfig) -> list[int]:
-    """Predicted cycle at which each layer ends (all cores have arrived at its SYNC, or at the END)."""
-    linked = link(package, range(cores), config)
-    fields = np.zeros((len(linked.instructions), COLUMNS), np.int64)
-    decode(linked.instructions, 0, len(fields), fields)
-    banks = np.array([config.bank_of(core) for core in range(cores)], np.int64)
-    fetch = config.fetch_burst_bytes // config.ddr.line_bytes * int(machine(config)[1]) // 16
-    position, now, ends = (
-        linked.bounds[:-1].copy(),
-        fetch + config.ddr.read_latency,
-        [],
-    )  # the first instructions arrive
-    nothing, foreign, rings = (
-        np.zeros(cores, np.int64),
-        np.zeros(cores, np.int64),
-        np.zeros((4, 64), np.int64),
-    )
-    for _ in range(len(package.layers)):
-        ends.append(now + layer_cycles(fields, position, banks, nothing, foreign, rings, machine(config)))
-        now = ends[-1] + config.sync_cycles
-    return ends
 
 
 def predict(package: ModelPackage, cores: int, config: HardwareConfig) -> int:
     """Predicted cycles of one inference on the device's first ``cores`` cores; 0 if the device has fewer."""
-    return layer_times(package, cores, config)[-1] if cores <= config.cores else 0
+    if cores > config.cores:
+        return 0
+    linked = link(package, range(cores), config)
+    fields = np.zeros((len(linked.instructions), COLUMNS), np.int64)
+    decode(linked.instructions, 0, len(fields), fields)
+    banks = np.array([config.bank_of(core) for core in range(cores)], np.int64)
+    m = machine(config)
+    fetch = config.fetch_burst_bytes // config.ddr.line_bytes * int(m[1]) // 16 + config.ddr.read_latency
+    state, rings = _pricing(cores)
+    return int(stream_cycles(fields, linked.bounds[:-1].copy(), banks, fetch, state, rings, m))
+
+
+def _pricing(cores: int) -> tuple[IntArray, IntArray]:
+    """Scratch space of ``stream_cycles``."""
+    return np.zeros((cores + 2, max(CARRIED, cores)), np.int64), np.zeros((cores, RINGS, 64), np.int64)
+
+
+def instruction_cost(layers: int) -> int:
+    """Cycles that an instruction must save: streams have to be linked and sent to the card, long ones above all."""
+    return 1 + layers // LAYERS_PER_COST
 
 
 def choose(package: ModelPackage, config: HardwareConfig) -> Int32Array:
@@ -61,7 +59,9 @@ def choose(package: ModelPackage, config: HardwareConfig) -> Int32Array:
     choice = package.choice.copy()
     first, producers = _producers(package)
     tables = tables_of(package)._replace(choice=choice)
-    size = int(package.stream_bound.max())
+    most = sum(int(package.tiling_bound[row[0] : row[0] + row[1]].max()) for row in package.layers)
+    size = most + MAX_CORES * (2 * len(package.layers) + 1)
+    m = np.append(machine(config), instruction_cost(len(package.layers)))
     for cores in range(1, min(MAX_CORES, config.cores) + 1):
         where = place_of(range(cores), config)
         scratch = (
@@ -71,12 +71,12 @@ def choose(package: ModelPackage, config: HardwareConfig) -> Int32Array:
             np.zeros(len(package.ifps), np.int64),
             np.zeros((len(package.layers), cores + 1), np.int64),
             np.zeros((len(package.layers), 2, config.banks, 4), np.int64),
-            np.zeros((2, cores), np.int64),
+            np.zeros((len(package.layers), cores + 1), np.int64),
+            np.zeros((cores, len(package.layers)), np.int32),
             np.zeros(cores, np.int64),
-            np.zeros((4, 64), np.int64),
-            np.zeros(len(package.layers), np.int64),
+            *_pricing(cores),
         )
-        _improve(tables, where, first, producers, machine(config), ROUNDS, *scratch)
+        _improve(tables, where, first, producers, m, ROUNDS, *scratch)
     return choice
 
 
@@ -93,73 +93,57 @@ def _producers(package: ModelPackage) -> tuple[IntArray, IntArray]:
 
 @hot
 def _cost(
-    layer: int, t: Tables, where: Place, m: IntArray, state: State, out: Words, fields: IntArray, dealt: IntArray,
-    boxes: IntArray, places: IntArray, foreign: IntArray, rings: IntArray,
+    begin: int, end: int, t: Tables, where: Place, m: IntArray, state: State, out: Words, fields: IntArray,
+    dealt: IntArray, boxes: IntArray, holds: IntArray, starts: Int32Array, places: IntArray, prices: IntArray,
+    rings: IntArray,
 ) -> int:  # fmt: skip
-    """Predicted cycles of one layer as it is dealt, and what its instructions count for."""
-    layers, ifps, steps, code, consumers = t.layers, t.ifps, t.steps, t.code, t.consumers
-    memory, moves, spans, parts, reach = state.memory, state.moves, state.spans, state.parts, state.reach
-    bank_of, halves = where.bank_of, where.halves
+    """Predicted cycles of layers ``begin .. end`` as they are dealt, and what their instructions count for."""
+    plan_syncs(begin, end, t.layers, t.ifps, t.consumers, dealt, holds)
     at = 0
-    for core in range(len(bank_of)):
-        memory[0], memory[1], memory[2], memory[3] = 1, 1, -1, 0
-        places[0, core], places[1, core] = at, 0
-        if dealt[layer, core + 1] > dealt[layer, core]:  # the first weights were fetched before the SYNC
-            s = ifps[dealt[layer, core], FIRST_STEP]
-            memory[2], memory[3] = steps[s, 6], 1
-            first = steps[s, 0]
-            decode_lines = 0
-            for i in range(first, first + steps[s, 1]):
-                decode_lines += np.int64((code[i, 1] >> np.uint64(16)) & np.uint64(0xFFFF)) * m[7] // m[0] + 1
-            places[1, core] = decode_lines // 2  # about half of them in the shadow of the layer before
-        at, _ = emit_layer(
-            layer, core, layers, ifps, steps, code, consumers, bank_of, halves, where.result_words, where.word_bytes,
-            dealt, boxes, memory, moves, spans, parts, reach, out, at,
-        )  # fmt: skip
-        out[at, 0] = np.uint64(9)
-        at += 1
+    for core in range(len(where.bank_of)):
+        places[core] = at
+        at = emit_core(core, begin, end, t, where, state, dealt, boxes, holds, out, at, starts)
     decode(out, 0, at, fields)
-    return layer_cycles(fields, places[0], bank_of, places[1], foreign, rings, m) + INSTRUCTION_COST * at
+    return stream_cycles(fields, places, where.bank_of, 0, prices, rings, m) + m[len(m) - 1] * at
 
 
 @hot
 def _improve(
     t: Tables, where: Place, first: IntArray, producers: IntArray, m: IntArray, rounds: int, state: State, out: Words,
-    fields: IntArray, latency: IntArray, dealt: IntArray, boxes: IntArray, places: IntArray, foreign: IntArray,
-    rings: IntArray, costs: IntArray,
+    fields: IntArray, latency: IntArray, dealt: IntArray, boxes: IntArray, holds: IntArray, starts: Int32Array,
+    places: IntArray, prices: IntArray, rings: IntArray,
 ) -> None:  # fmt: skip
-    """Try every tiling of every layer, keep what makes the layer and those that it reads from faster together."""
+    """Try every tiling of every layer, keep what makes the layer faster together with its neighbours and those that it
+    reads from."""
     layers, tilings, ifps, bank_of = t.layers, t.tilings, t.ifps, where.bank_of
     column = len(bank_of) - 1
     for layer in range(len(layers)):
         deal_layer(layer, t.choice[layer, column], layers, tilings, ifps, bank_of, latency, dealt, boxes)
-    for layer in range(len(layers)):
-        costs[layer] = _cost(layer, t, where, m, state, out, fields, dealt, boxes, places, foreign, rings)
     for _ in range(rounds):
         changed = False
         for layer in range(len(layers)):
-            best = t.choice[layer, column]
-            lowest = costs[layer]
+            if layers[layer, 1] == 1:
+                continue
+            begin, end = max(layer - 2, 0), min(layer + 2, len(layers))
             for i in range(first[layer], first[layer + 1]):
-                lowest += costs[producers[i]]
+                if producers[i] >= layer - FURTHEST_PRODUCER:
+                    begin = min(begin, producers[i])
+            best = t.choice[layer, column]
+            lowest = _cost(
+                begin, end, t, where, m, state, out, fields, dealt, boxes, holds, starts, places, prices, rings
+            )
             for candidate in range(layers[layer, 1]):
                 if candidate == t.choice[layer, column]:
                     continue
                 deal_layer(layer, candidate, layers, tilings, ifps, bank_of, latency, dealt, boxes)
-                total = _cost(layer, t, where, m, state, out, fields, dealt, boxes, places, foreign, rings)
-                for i in range(first[layer], first[layer + 1]):
-                    if total >= lowest:
-                        break
-                    total += _cost(producers[i], t, where, m, state, out, fields, dealt, boxes, places, foreign, rings)
+                total = _cost(
+                    begin, end, t, where, m, state, out, fields, dealt, boxes, holds, starts, places, prices, rings
+                )
                 if total < lowest:
                     best, lowest = candidate, total
             deal_layer(layer, best, layers, tilings, ifps, bank_of, latency, dealt, boxes)
             if best != t.choice[layer, column]:
                 changed = True
                 t.choice[layer, column] = best
-                costs[layer] = _cost(layer, t, where, m, state, out, fields, dealt, boxes, places, foreign, rings)
-                for i in range(first[layer], first[layer + 1]):
-                    p = producers[i]
-                    costs[p] = _cost(p, t, where, m, state, out, fields, dealt, boxes, places, foreign, rings)
         if not changed:
             return

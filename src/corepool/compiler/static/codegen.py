@@ -178,6 +178,12 @@ class _Generator:
         pairs = zip(self.tiles.y.tolist(), self.tiles.x.tolist(), strict=True)
         return np.array([self.op.count_of[_floor(rows, y), _floor(cols, x)] for y, x in pairs], np.int64)
 
+    def parameter_words(self) -> IntArray:
+        """How many parameter words ``constant_loads`` fills."""
+        blocks = np.ones_like(self.tiles.b) if self.op.opcode is Opcode.POOL else self.tiles.b_end - self.tiles.b
+        used: IntArray = blocks * int(self.op.parameters is not None) + int(self.op.constants is not None)
+        return used
+
     def constant_loads(self) -> list[Instructions]:
         """LUT, parameters and the constants of an addition; the parameters' word for the addition follows those of the
         blocks."""
@@ -268,6 +274,7 @@ class _Generator:
             "operand_block_end": w.operand_block + t.b_end,
             "flat_start": t.x if op.flat else np.full_like(y, -1),
             "width": np.full_like(y, op.true_width),
+            "flat_end": t.x_end if op.flat and not op.dense else np.full_like(y, -1),
         }
         return np.stack([columns[name] for name in IFP_COLUMNS], axis=1).astype(np.int32)
 
@@ -288,6 +295,7 @@ class _Plain(_Generator):
         kernel = ((0, op.kernel[0]), (0, op.kernel[1]))
         window = self.input_window(*kernel)
         constants = self.constant_loads()
+        words = np.zeros(t.count, np.int64)
         if op.weights is not None:
             size = self.config.weight_word_bytes
             counts = op.block_words if op.block_words is not None else np.full(op.out_size[0], op.words, np.int64)
@@ -314,6 +322,9 @@ class _Plain(_Generator):
             if op.opcode is Opcode.POOL
             else t.channel * int(op.parameters is not None),
             "feature_key": np.arange(t.count) if op.depthwise or len(op.segments) > 1 else t.place,
+            "weight_words": words,
+            "parameter_words": self.parameter_words(),
+            "tables": np.full(t.count, int(op.lut is not None)),
         }
         table = np.stack([steps[name] for name in STEP_COLUMNS], axis=1).astype(np.int32)
         return Code(instructions, table, self.packages(1, self._latency(shape)))
@@ -365,6 +376,9 @@ class _Accumulating(_Generator):
             group, lines, cycles = self._piece(piece, number == 0, last, word, shape)
             word += _piece_words(piece)
             counts = [len(group["weight_loads"]), 1, int(last and op.operand is not None), 1, int(last)]
+            steps["weight_words"].append(np.full(t.count, 0 if op.weights is None else _piece_words(piece)))
+            steps["parameter_words"].append(self.parameter_words() * int(last))
+            steps["tables"].append(np.full(t.count, int(last and op.lut is not None)))
             for name, values in zip(STEP_COLUMNS[1:6], counts, strict=True):
                 steps[name].append(np.full(t.count, values))
             steps["first_instruction"].append(np.full(t.count, position))

@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from corepool.compiler.model import ModelPackage
 from corepool.compiler.static import codegen
-from corepool.compiler.static.choose import choose, predict
+from corepool.compiler.static.choose import choose, instruction_cost, predict
 from corepool.compiler.static.graph import Graph, Port
 from corepool.compiler.static.lower import Operation, lower, normalise
 from corepool.compiler.static.memory import align, place_constants, place_maps
+from corepool.compiler.static.order import in_order
 from corepool.compiler.static.tiling import MAX_CORES, Options, Tiling, best_shape, tilings
 from corepool.config import HardwareConfig
 from corepool.errors import ModelError
@@ -67,7 +68,7 @@ def compile_graph(
     options = options or Options()
     if not graph.layers:
         raise ModelError(f"{graph.name}: the network has no layer for the device")
-    graph = normalise(graph, config)
+    graph = in_order(normalise(graph, config))
     tell("lowering", 0.0)
     operations = lower(graph, config, options.flatten)
     weights, constants = place_constants(operations)
@@ -78,7 +79,7 @@ def compile_graph(
         where = _addresses(graph, operation, maps, config)
         where.constants = constants[number]
         shape = best_shape(operation, config, options)
-        kept, choice = tilings(operation, config, shape, cuts=options.cuts)
+        kept, choice = tilings(operation, config, shape, cuts=options.cuts, cost=instruction_cost(len(operations)))
         code = [codegen.generate(operation, tiling, shape, where, config) for tiling in kept]
         layers.append(_Layer(operation, shape, kept, choice, code))
     tell("package", 0.9)
@@ -137,13 +138,17 @@ def _package(
     consumers = _consumers(graph, layers)
     consumer_rows: list[tuple[int, int]] = []
     outputs = {graph.storage(port.tensor)[0] for port in graph.outputs}
-    for layer in layers:
+    latest = _producers(graph, layers)
+    for number, layer in enumerate(layers):
         root = graph.storage(layer.operation.output)[0]
         buffers = 4 if layer.operation.operand is not None else 2
         readers = consumers[root]
         layer_rows.append(
-            (len(tiling_rows), len(layer.tilings), buffers, int(root in outputs), len(consumer_rows), len(readers))
-        )
+            (
+                len(tiling_rows), len(layer.tilings), buffers, int(root in outputs), len(consumer_rows), len(readers),
+                latest[number],
+            )
+        )  # fmt: skip
         consumer_rows += readers
         for part in layer.code:
             tiling_rows.append((ifp_count, len(part.packages)))
@@ -176,6 +181,17 @@ def _consumers(graph: Graph, layers: list[_Layer]) -> dict[str, list[tuple[int, 
             if name is not None:
                 readers.setdefault(graph.storage(name)[0], []).append((number, as_operand))
     return readers
+
+
+def _producers(graph: Graph, layers: list[_Layer]) -> list[int]:
+    """For each layer the last one whose result it reads, or -1."""
+    latest: dict[str, int] = {}
+    found = []
+    for number, layer in enumerate(layers):
+        sources = [layer.operation.input, layer.operation.operand]
+        found.append(max(latest.get(graph.storage(name)[0], -1) for name in sources if name is not None))
+        latest[graph.storage(layer.operation.output)[0]] = number
+    return found
 
 
 def _meta(

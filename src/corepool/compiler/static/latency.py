@@ -38,6 +38,8 @@ def _places(opcode: Opcode) -> npt.NDArray[np.int64]:
     return np.array([(f.word, f.shift, (1 << f.width) - 1) for f in fields], np.int64)
 
 
+_EARLY = field_of(Opcode.SYNC, "early").shift
+_EARLY_MASK = (1 << field_of(Opcode.SYNC, "early").width) - 1
 _LOAD, _SAVE, _COMPUTE = (_places(opcode) for opcode in (Opcode.LOAD, Opcode.SAVE, Opcode.CONV))
 
 
@@ -67,6 +69,7 @@ def decode(code: Words, begin: int, end: int, fields: IntArray) -> None:
     for i in range(begin, end):
         word = np.int64(code[i, 0])
         opcode = word & 15
+        fields[i, 2] = word >> _EARLY & _EARLY_MASK  # of a SYNC
         fields[i, 0], fields[i, 1] = opcode, (word >> 4) & 15
         places = _LOAD if opcode == 1 else _SAVE if opcode == 2 else _COMPUTE
         if opcode < 8:
@@ -132,80 +135,97 @@ def _duration(f: IntArray, m: IntArray) -> int:
     return groups * max(k, pixels) + pixels + m[4]
 
 
+# What a core carries from SYNC to SYNC, in cycles from the start: when its dispatcher goes on, its units are free, its
+# slot has moved the lines asked for (x 16), its writes are acknowledged; how many tokens were raised and taken; saves.
+(
+    NOW, LOAD_FREE, COMPUTE_FREE, SAVE_FREE, SLOT16, WRITES16, RAISED_LC, RAISED_CL, RAISED_CS, RAISED_SC, TAKEN_LC,
+    TAKEN_CL, TAKEN_CS, TAKEN_SC, SAVES, LOADED, FETCHED,
+) = range(17)  # fmt: skip
+CARRIED = 17
+RINGS = 5  # of a core: the four kinds of tokens, and acknowledgements of saves
+
+
 @hot
-def _core(fields: IntArray, i: int, foreign: int, head_lines: int, rings: IntArray, m: IntArray) -> tuple[int, int]:
-    """One core from 0 to its next SYNC or END: when it arrives, and the instruction behind."""
-    slot16 = head_lines * m[1]
-    load_free, compute_free, save_free, acknowledged = 0, 0, 0, 0
-    l2c, c2l, c2s, s2c = rings[0], rings[1], rings[2], rings[3]
-    l2c_n, c2l_n, c2s_n, s2c_n = 0, 0, 0, 0
-    l2c_t, c2l_t, c2s_t, s2c_t = 0, 0, 0, 0
-    work, written, last_lines, fetched = 0, 0, 0, 0
-    first_save, last_save = 0, 0
+def _load(f: IntArray, s: IntArray, rings: IntArray, m: IntArray) -> None:
+    start = max(s[NOW], s[LOAD_FREE])
+    if f[1] & 2:
+        start = max(start, rings[1, s[TAKEN_CL] % _RING])
+        s[TAKEN_CL] += 1
+    lines = _transfer_lines(f, m)
+    s[SLOT16] = max(s[SLOT16], (start + m[10]) * 16) + lines * m[1]
+    s[FETCHED] += lines
+    s[LOAD_FREE] = max(start + m[10], s[SLOT16] // 16 - 8 * m[9] * m[1] // m[0] // 16)
+    s[LOADED] = s[SLOT16] // 16 + m[2]
+    if f[1] & 8:
+        rings[0, s[RAISED_LC] % _RING] = s[LOADED]
+        s[RAISED_LC] += 1
+
+
+@hot
+def _save(f: IntArray, s: IntArray, rings: IntArray, foreign16: int, m: IntArray) -> None:
+    """``foreign16``: lines of other cores in this core's slot for each 16 of its own."""
+    start = max(s[NOW], s[SAVE_FREE])
+    if f[1] & 1:
+        start = max(start, rings[2, s[TAKEN_CS] % _RING])
+        s[TAKEN_CS] += 1
+    words = f[3] * f[4] * f[5]
+    lines = _transfer_lines(f, m)
+    # A burst of a load between two bursts of the save stalls it, the more so the shorter its own bursts are.
+    bursts = 1 + words * m[7] // m[9] + _runs(f)
+    stall = s[FETCHED] * m[1] // 16 * min(words // bursts, SHORT_BURST) // max(words // bursts, 1)
+    s[FETCHED] = 0
+    s[SAVE_FREE] = start + m[10] + max(words + min(stall, words), lines * m[1] // 16 - 2 * m[9] * m[1] // m[0] // 16)
+    own16 = lines * m[1]
+    all16 = own16 + own16 * foreign16 // 16
+    # Writes take turns with loads: each delays the other by its own time.
+    beside = min(max(s[SLOT16] - (start + m[10]) * 16, 0), own16)
+    s[WRITES16] = max(s[WRITES16], (start + m[10]) * 16) + all16 + beside
+    s[SLOT16] += all16
+    rings[4, s[SAVES] % _RING] = max(s[SAVE_FREE], s[WRITES16] // 16) + m[3]
+    s[SAVES] += 1
+    if f[1] & 4:
+        rings[3, s[RAISED_SC] % _RING] = s[SAVE_FREE]
+        s[RAISED_SC] += 1
+
+
+@hot
+def _compute(f: IntArray, s: IntArray, rings: IntArray, m: IntArray) -> None:
+    start = max(s[NOW], s[COMPUTE_FREE])
+    if f[1] & 1:
+        start = max(start, rings[0, s[TAKEN_LC] % _RING])
+        s[TAKEN_LC] += 1
+    if f[1] & 2:
+        start = max(start, rings[3, s[TAKEN_SC] % _RING])
+        s[TAKEN_SC] += 1
+    s[COMPUTE_FREE] = start + _duration(f, m)
+    if f[1] & 4:
+        rings[1, s[RAISED_CL] % _RING] = s[COMPUTE_FREE]
+        s[RAISED_CL] += 1
+    if f[1] & 8:
+        rings[2, s[RAISED_CS] % _RING] = s[COMPUTE_FREE]
+        s[RAISED_CS] += 1
+
+
+@hot
+def _core(fields: IntArray, i: int, foreign16: int, s: IntArray, rings: IntArray, m: IntArray) -> tuple[int, int]:
+    """One core to its next SYNC or END: when it arrives, and the instruction behind."""
     while fields[i, 0] < 8:
         f = fields[i]
-        bits = f[1]
         if f[0] == 1:
-            start = load_free
-            if bits & 2:
-                start = max(start, c2l[c2l_t % _RING])
-                c2l_t += 1
-            lines = _transfer_lines(f, m)
-            slot16 = max(slot16, (start + m[10]) * 16) + lines * m[1]
-            work += lines
-            fetched += lines
-            load_free = max(start + m[10], slot16 // 16 - 8 * m[9] * m[1] // m[0] // 16)
-            if bits & 8:
-                l2c[l2c_n % _RING] = slot16 // 16 + m[2]
-                l2c_n += 1
+            _load(f, s, rings, m)
         elif f[0] == 2:
-            start = save_free
-            if bits & 1:
-                start = max(start, c2s[c2s_t % _RING])
-                c2s_t += 1
-            words = f[3] * f[4] * f[5]
-            lines = _transfer_lines(f, m)
-            work += lines
-            if written == 0:
-                first_save = start
-            written += lines
-            last_save, last_lines = start, lines
-            # A burst of a load between two bursts of the save stalls it, the more so the shorter its own bursts are.
-            bursts = 1 + words * m[7] // m[9] + _runs(f)
-            stall = fetched * m[1] // 16 * min(words // bursts, SHORT_BURST) // max(words // bursts, 1)
-            fetched = 0
-            save_free = (
-                start + m[10] + max(words + min(stall, words), lines * m[1] // 16 - 2 * m[9] * m[1] // m[0] // 16)
-            )
-            # Writes take turns with loads: they delay the loads that run beside them by their own time.
-            slot16 += lines * m[1]
-            acknowledged = max(acknowledged, max(save_free, start + lines * m[1] // 16) + m[3])
-            if bits & 4:
-                s2c[s2c_n % _RING] = save_free
-                s2c_n += 1
+            _save(f, s, rings, foreign16, m)
         else:
-            start = compute_free
-            if bits & 1:
-                start = max(start, l2c[l2c_t % _RING])
-                l2c_t += 1
-            if bits & 2:
-                start = max(start, s2c[s2c_t % _RING])
-                s2c_t += 1
-            compute_free = start + _duration(f, m)
-            if bits & 4:
-                c2l[c2l_n % _RING] = compute_free
-                c2l_n += 1
-            if bits & 8:
-                c2s[c2s_n % _RING] = compute_free
-                c2s_n += 1
+            _compute(f, s, rings, m)
         i += 1
-    busy = (head_lines + work) * m[1] // 16 + foreign  # the slot cannot be faster than its lines
-    if written:
-        # Writes begin with the first result; the last save shares its lanes with those of the other banks' cores.
-        own = written * m[1] // 16
-        busy = max(busy, first_save + own + foreign)
-        busy = max(busy, last_save + last_lines * m[1] // 16 * (own + foreign) // max(own, 1))
-    arrival = max(max(compute_free, acknowledged), max(save_free, busy + m[3]))
+    needed = s[SAVES]
+    arrival = s[NOW]
+    if fields[i, 0] == 8 and fields[i, 2] > 0:
+        needed -= fields[i, 2] - 1
+    else:
+        arrival = max(max(arrival, s[COMPUTE_FREE]), s[LOADED])
+    if needed > 0 and s[SAVES] - needed < _RING:
+        arrival = max(arrival, rings[4, (needed - 1) % _RING])
     return arrival, i + 1
 
 
@@ -228,33 +248,55 @@ def _lane(core: int, bank: int, banks: IntArray) -> int:
 
 
 @hot
-def layer_cycles(
-    fields: IntArray, position: IntArray, banks: IntArray, head_lines: IntArray, foreign: IntArray, rings: IntArray,
-    m: IntArray
-) -> int:  # fmt: skip
-    """Cycles of one layer from its start to the last core's arrival at the SYNC or END behind it.
-
-    ``position`` [cores]: each core's first instruction in ``fields``, moved behind its SYNC or END. ``head_lines``
-    [cores]:
-    lines that a core's slot still has to move for what was requested before. ``foreign`` [2, banks], ``rings`` [4, 64]:
-    scratch.
-    """
+def _foreign(
+    fields: IntArray, position: IntArray, banks: IntArray, m: IntArray, own: IntArray, foreign: IntArray
+) -> None:
+    """Lines that each core writes up to its next SYNC, and those that the others write into its slot."""
     cores = len(position)
     for c in range(cores):
-        foreign[c] = 0
-    for c in range(cores):  # what this core writes into slots of other banks, in cycles x 16
+        own[c] = foreign[c] = 0
+    for c in range(cores):
         i = position[c]
         while fields[i, 0] < 8:
-            if fields[i, 0] == 2 and fields[i, 2] != 1 << banks[c]:
-                cost = _transfer_lines(fields[i], m) * m[1]
+            if fields[i, 0] == 2:
+                lines = _transfer_lines(fields[i], m)
                 for b in range(8):
-                    if b != banks[c] and fields[i, 2] >> b & 1:
-                        lane = _lane(c, b, banks)
-                        if lane >= 0:
-                            foreign[lane] += cost
+                    if fields[i, 2] >> b & 1:
+                        if b == banks[c]:
+                            own[c] += lines
+                        else:
+                            lane = _lane(c, b, banks)
+                            if lane >= 0:
+                                foreign[lane] += lines
             i += 1
-    last = 0
-    for c in range(len(position)):
-        arrival, position[c] = _core(fields, position[c], foreign[c] // 16, head_lines[c], rings, m)
-        last = max(last, arrival)
-    return last
+
+
+@hot
+def stream_cycles(
+    fields: IntArray, position: IntArray, banks: IntArray, first: int, state: IntArray, rings: IntArray, m: IntArray
+) -> int:  # fmt: skip
+    """Cycles from cycle 0 to the last core's arrival at its END.
+
+    ``position`` [cores]: each core's first instruction in ``fields``; moved behind its END. ``first``: when the first
+    instructions are there. ``state`` [cores + 2, CARRIED], ``rings`` [cores, RINGS, 64]: scratch.
+    """
+    cores = len(position)
+    own, foreign = state[cores], state[cores + 1]
+    for c in range(cores):
+        state[c, :] = 0
+        state[c, NOW] = first
+    while True:
+        _foreign(fields, position, banks, m, own, foreign)
+        last = 0
+        over = False
+        for c in range(cores):
+            ratio16 = 16 * foreign[c] // own[c] if own[c] else 0
+            if own[c] == 0:
+                state[c, SLOT16] += foreign[c] * m[1]
+            arrival, position[c] = _core(fields, position[c], ratio16, state[c], rings[c], m)
+            last = max(last, arrival)
+            over |= fields[position[c] - 1, 0] == 9
+        if over:
+            return last
+        for c in range(cores):
+            state[c, NOW] = last + m[6]

@@ -53,7 +53,8 @@ def place_maps(
 ) -> tuple[dict[str, int], int]:
     """Window offset of every tensor (slices included), and the end of the last map.
 
-    Maps whose lifetimes overlap never share bytes; a layer's output never shares with its inputs.
+    Maps whose lifetimes overlap never share bytes; a layer's output never shares with its inputs, nor with what is read
+    by layers that may still be at work when it begins: cores meet only where a layer reads what others have just made.
     """
     life: dict[str, list[int]] = {}
 
@@ -64,7 +65,14 @@ def place_maps(
 
     for port in graph.inputs:
         touch(port.tensor, -1)
+    made: dict[str, int] = {}
+    done, before = -1, -1  # the last layer that is surely at its end: when this one begins, and when the one before did
     for number, operation in enumerate(operations):
+        sources = (operation.input, operation.operand)
+        reads = max(made.get(graph.storage(name)[0], -1) for name in sources if name is not None)
+        before, done = done, max(done, reads)
+        made[graph.storage(operation.output)[0]] = number
+        touch(operation.output, min(number, before + 1))
         touch(operation.output, number)
         for name in (operation.input, operation.operand):
             if name is not None:

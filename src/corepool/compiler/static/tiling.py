@@ -20,7 +20,7 @@ from corepool.isa.table import Opcode, Shape
 MAX_CORES = 16
 MAX_TILES = 320  # of one layer: 20 for each of 16 cores
 WORTH_TRYING = 1.2  # a tiling may cost so much more than the best alone, and still be the best in its place
-TILE_COST = 32  # cycles that a tile must save: streams of many small tiles are slow to link and to send to the card
+TILE_COST = 4  # cycles that a tile must save for each cycle that an instruction must
 
 
 @dataclass(frozen=True)
@@ -197,11 +197,16 @@ def machine(config: HardwareConfig) -> npt.NDArray[np.int64]:
 
 
 def tilings(
-    operation: Operation, config: HardwareConfig, shape: Shape, cores: int = MAX_CORES, cuts: tuple[str, ...] = ()
+    operation: Operation,
+    config: HardwareConfig,
+    shape: Shape,
+    cores: int = MAX_CORES,
+    cuts: tuple[str, ...] = (),
+    cost: int = 3,
 ) -> tuple[list[Tiling], list[int]]:
     """The tilings of an operation that are worth compiling, and for 1 .. cores cores the number of the cheapest.
 
-    ``cuts`` as in ``Options``.
+    ``cuts`` as in ``Options``; ``cost``: see ``choose.instruction_cost``.
     """
     if cuts and len(operation.segments) <= 1:
         return _whole(operation, config, shape, cores, cuts)
@@ -220,9 +225,48 @@ def tilings(
         grids, prices = _search(operation, config, shape, heights, widths, block_counts, 1 << 16, cores)
     if not len(grids):
         raise ModelError(f"layer {operation.name}: no tile of it fits the memories of a core")
-    kept, choice = _keep(grids, prices + TILE_COST * grids[:, :3].prod(axis=1, keepdims=True))
+    kept, choice = _keep(grids, prices + TILE_COST * cost * grids[:, :3].prod(axis=1, keepdims=True))
     parts = tuple(sorted({0, *(s.out[1] for s in operation.segments)})) if grouped else ()
-    return [_tiling(operation, grids[k], (unit_h, unit_w), parts) for k in kept], choice
+    made = [_tiling(operation, grids[k], (unit_h, unit_w), parts) for k in kept]
+    if operation.opcode is Opcode.CONV and not grouped:
+        picked = {(kept[k], n) for n, k in enumerate(choice, 1)}
+        made += _with_short_first(operation, [(grids[k], n) for k, n in sorted(picked)], (unit_h, unit_w))
+    return made, choice
+
+
+def _with_short_first(
+    operation: Operation, picked: list[tuple[npt.NDArray[np.int64], int]], unit: tuple[int, int]
+) -> list[Tiling]:
+    """Grids with a short tile more in front of what each of n cores gets, so that it can begin early. Only for grids
+    whose tiles are dealt evenly, the weights staying from tile to tile.
+    """
+    blocks, height, width = operation.out_size
+    made: dict[Tiling, None] = {}
+    for grid, n in picked:
+        gh, gw, gb, outer = (int(v) for v in grid)
+        run, left = divmod(gh * gw * gb, n)
+        if left or (gh * gw) % run or (gb > 1 and not outer and gh * gw > 1) or gh * gw * gb + n > MAX_TILES:
+            continue
+        parts = _balanced(blocks, 1, gb)
+        if gh == 1 and gw % run == 0:
+            cols = _short_first(width, unit[1], gw, run, 2)
+            made[Tiling(_balanced(height, unit[0], gh), cols, parts, 1)] = None
+        elif run % gw == 0 and gh % (run // gw) == 0:
+            rows = _short_first(height, unit[0], gh, run // gw, 1)
+            made[Tiling(rows, _balanced(width, unit[1], gw), parts, 1)] = None
+    return list(made)
+
+
+def _short_first(size: int, unit: int, parts: int, run: int, shortest: int) -> tuple[int, ...]:
+    """As ``_balanced``, but every ``run`` parts have a short one of at least ``shortest`` units in front."""
+    units = -(-size // unit)
+    cuts = {size}
+    for first in range(0, parts, run):
+        begin, end = first * units // parts, (first + run) * units // parts
+        short = min(max(shortest, (end - begin) // (2 * run)), end - begin - 1)
+        rest = end - begin - short
+        cuts |= {begin * unit} | {min((begin + short + i * rest // run) * unit, size) for i in range(run)}
+    return tuple(sorted(cuts))
 
 
 def _all_counts(units: int) -> list[int]:
