@@ -19,7 +19,8 @@ SECTOR = 512
 OK, FULL, IOERR = 0, 13, 10
 IOERR_READ, IOERR_WRITE, IOERR_FSYNC, IOERR_TRUNCATE, IOERR_DELETE, CANTOPEN = 266, 778, 1034, 1546, 2570, 14
 
-OPEN = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_char_p, c.c_void_p, c.c_int, c.c_void_p)
+# The name is an address, not c_char_p: SQLite keeps it as long as the file is open, and expects what it passed.
+OPEN = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_void_p, c.c_void_p, c.c_int, c.c_void_p)
 DELETE = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_char_p, c.c_int)
 DATA = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_void_p, c.c_int, c.c_int64)
 TRUNCATE = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_int64)
@@ -124,8 +125,8 @@ class Disk:
     def _hooks(self, plain: Vfs, plain_address: int) -> tuple[Any, Any]:
         really_open, really_delete = OPEN(plain.open), DELETE(plain.delete)
 
-        def on_open(_vfs: int, name: bytes | None, file: int, flags: int, out: int) -> int:
-            short = Path(name.decode()).name if name else ""
+        def on_open(_vfs: int, name: int | None, file: int, flags: int, out: int) -> int:
+            short = Path(c.string_at(name).decode()).name if name else ""
             failed = self.fault("open", short)
             result: int = failed or really_open(plain_address, name, file, flags, out)
             if failed:

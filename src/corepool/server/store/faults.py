@@ -64,7 +64,8 @@ def of_sqlite(error: sqlite3.Error, where: str, folder: Path) -> StoreError | St
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StoreError(f"the store {where} is held by another process: stop it, or use another state folder")
     if primary in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
-        return StoreError(f"the store {where} cannot be opened for writing ({said}): check the folder's permissions")
+        advice = "check the folder's permissions; if they are right, restore a backup"
+        return StoreError(f"the store {where} cannot be opened for writing ({said}): {advice}")
     if primary == sqlite3.SQLITE_CONSTRAINT:
         return ConflictError(f"a row contradicts what is stored ({said})")
     return StoreError(f"the store {where} does not answer as it should ({said}): {RESTORE}")
