@@ -17,6 +17,10 @@ from corepool.hardware.memories import Memories, bits_for
 from corepool.hardware.sequence import POSITION, plan_layout, step_layout
 from corepool.isa.table import Opcode, Shape
 
+# What a multiplier gets: nothing, the byte of its own input channel, or (2, 3) that of its output channel from one half
+# of the banks.
+_OWN_BYTE = 1
+
 
 def delayed(m: Module, value: Value, cycles: int, name: str) -> Value:
     """The value of so many cycles ago."""
@@ -153,19 +157,27 @@ class Operands(wiring.Component):
                     with m.Else():
                         if f == 0:
                             m.d.comb += [chosen.eq(bank), counts.eq(turn)]
-                    late = delayed(m, Cat(chosen, counts & step.lanes[p]), wait, f"route_{p}_{number}_{f}")
-                    word = Array(words)[late[: self._bits]]
-                    self._put(m, p, number, f, word, late[-1])
+                    code = Signal(2, name=f"code_{p}_{number}_{f}")
+                    with m.If(counts & step.lanes[p]):
+                        m.d.comb += code.eq(Mux(plan.conv, _OWN_BYTE, Cat(chosen[-1], 1)))
+                    late = delayed(m, Cat(chosen, code), wait, f"route_{p}_{number}_{f}")
+                    self._put(m, p, number, f, words, late[: self._bits], late[self._bits :])
 
-    def _put(self, m: Module, p: int, number: int, f: int, word: Value, counts: Value) -> None:
-        channels = self.config.channels
+    def _put(self, m: Module, p: int, number: int, f: int, words: list[Signal], chosen: Value, code: Value) -> None:
+        """The chosen word's bytes to where they belong: in a convolution byte ``number`` to every output, otherwise
+        each output's own. The halves of the banks meet no sooner than there, which saves a row of multiplexers."""
+        channels, half = self.config.channels, len(words) // 2
+        halves = []
+        for part, own in enumerate((words[:half], words[half:])):
+            word = Signal(8 * channels, name=f"half_{p}_{number}_{f}_{part}")
+            m.d.comb += word.eq(Array(own)[chosen[:-1]] if half > 1 else own[0])
+            halves.append(word)
         picked = Signal(8 * channels, name=f"picked_{p}_{number}_{f}")
-        m.d.comb += picked.eq(word)
-        nothing = Mux(self.plan.maximum, Const(-128, signed(8)), 0)
+        m.d.comb += picked.eq(Mux(chosen[-1], halves[1], halves[0]))
+        nothing = Mux(self.plan.maximum, Const(-128, signed(8)), 0)[:8]
         for output in range(channels):
-            same = picked.word_select(output, 8)
-            byte = Mux(self.plan.conv, picked.word_select(number, 8), same)
-            m.d.sync += self.features[p][output][number][f].eq(Mux(counts, byte.as_signed(), nothing))
+            bytes_ = [nothing, picked.word_select(number, 8), *(word.word_select(output, 8) for word in halves)]
+            m.d.sync += self.features[p][output][number][f].eq(Array(bytes_)[code])
         if p == number == f == 0:
             m.d.sync += self.word.eq(picked)
 
