@@ -16,6 +16,7 @@ from corepool.compiler.model import ModelPackage
 from corepool.errors import ConflictError, FaultError, HypervisorError, LeaseError, NotFoundError
 from corepool.isa.codec import decode, encode
 from corepool.isa.table import Opcode
+from corepool.runtime.session import Session
 from corepool.server.api import Inferred, InferRequest, LeaseRequest
 from support.engine import Net, World, who
 
@@ -89,6 +90,36 @@ def test_resize_4_12_4_under_load(make: Make) -> None:
 @pytest.mark.slow
 def test_resize_4_12_4_under_load_200_times(make: Make) -> None:
     resize_under_load(make("u200"), 200)
+
+
+def test_layers_change_hands_while_an_inference_runs(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("corepool.server.engine.card.SLICE_CYCLES", 100)
+    settle = Session.settle
+
+    def slowly(session: Session) -> None:
+        time.sleep(0.001)  # so that there is time to stop so small a network
+        settle(session)
+
+    monkeypatch.setattr(Session, "settle", slowly)
+    world = make()
+    world.load("ann", "ben")
+    engine, ann, ben = world.engine, who("ann"), who("ben")
+    engine.create_lease(ann, LeaseRequest("long", 0, 4, switching="layer"))
+    load = Load(world, "ann", "long")
+    load.start()
+    for number in range(40):
+        engine.create_lease(ben, LeaseRequest("other", 2, 2))
+        world.infer("ben", number % 7, lease="other")
+        engine.release_lease(ben, "other")
+        wide = time.monotonic() + 30
+        while load.answers[-1:] and load.answers[-1][1].cores < 4 and time.monotonic() < wide:
+            time.sleep(0.005)
+        if world.card.suspensions >= 3 and number >= 5:
+            break
+    load.end()
+    assert world.card.suspensions >= 3, "no inference was ever stopped between two layers"
+    assert {answer.cores for _, answer in load.answers} == {2, 4}
+    world.at_rest()
 
 
 def test_default_leases_share_the_card_as_load_changes(make: Make) -> None:

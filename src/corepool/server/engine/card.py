@@ -21,6 +21,7 @@ from corepool.errors import DeviceError
 from corepool.runtime.tail import Tail
 
 if TYPE_CHECKING:
+    from corepool.runtime.context import Saved
     from corepool.runtime.session import Served, Session
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -34,6 +35,13 @@ class Owner:
 
     lease: str | None = None
     epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A run ended before its last layer because it was asked to; it can go on at ``next_layer`` on other cores."""
+
+    next_layer: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +75,12 @@ class Card:
         self._turn = threading.RLock()  # the device, where all share one
         self._table = [Owner() for _ in range(config.cores)]
         self._placed: dict[str, Placed] = {}
+        self._leaving: dict[str, list[Session]] = {}  # lease: what it had before, to be closed
+        self._moves: dict[str, threading.RLock] = {}
+        self._stops: set[tuple[str, int]] = set()  # lease and epoch of runs that are to stop after their layer
+        self._suspended: dict[str, tuple[str, Session, Saved]] = {}  # lease: its model, and an inference to go on with
+        self._resumed: set[tuple[str, int]] = set()  # lease and epoch of inferences that go on already
+        self.suspensions = 0
         self._fence = 0
 
     def table(self) -> tuple[Owner, ...]:
@@ -107,10 +121,13 @@ class Card:
             wanted = set(chosen)
             leaving = [placed for placed in self._placed.values() if wanted & set(placed.cores)]
             for placed in leaving:
-                self._unplace(placed)
-            if not leaving and not self._separate and self._shared is not None:
-                with self._turn:  # opening and closing clears; nobody else may hold them
-                    self._shared.close_lease(self._shared.open_lease(chosen, 1))
+                self._forget(placed)
+        for placed in leaving:  # without the table's lock: it takes a while, and other leases run
+            self._close(placed.lease)
+        if not leaving and not self._separate and self._shared is not None:
+            with self._turn:  # opening and closing clears; nobody else may hold them
+                self._shared.close_lease(self._shared.open_lease(chosen, 1))
+        with self._lock:
             for core in chosen:
                 self._table[core] = Owner(None, epoch)
 
@@ -134,33 +151,88 @@ class Card:
                     raise DeviceError(f"core {core} belongs to lease {self._table[core].lease!r}; clear it first")
             self._guard(epoch, chosen)
             if before is not None:
-                self._unplace(before)
+                self._forget(before)
             for core in chosen:
                 self._table[core] = Owner(lease, epoch)
-        with self._guarded():
-            session = Session(self._device_for(lease), package, chosen, tail=tail)
+            left = self._suspended.pop(lease, None)
+        with self._moving(lease), self._guarded():
+            self._close(lease)
+            if left is not None and left[0] == model:
+                session = left[1]
+                session.resume(left[2], chosen)
+            else:
+                session = Session(self._device_for(lease), package, chosen, tail=tail)
         placed = Placed(lease, epoch, chosen, model, session)
         with self._lock:
-            if any(self._table[core] != Owner(lease, epoch) for core in chosen):
-                with self._guarded():
-                    session.close()
-                raise DeviceError(f"lease {lease!r} lost its cores while it was programmed")
-            self._placed[lease] = placed
+            lost = any(self._table[core] != Owner(lease, epoch) for core in chosen)
+            if not lost:
+                self._placed[lease] = placed
+                if left is not None and session is left[1]:
+                    self._resumed.add((lease, epoch))
+        if lost:
+            with self._moving(lease), self._guarded():
+                session.close()
+            raise DeviceError(f"lease {lease!r} lost its cores while it was programmed")
         return placed
 
-    def run(self, lease: str, epoch: int, inputs: Arrays, outputs: Collection[str] | None = None) -> Served:
-        """One inference; ``outputs``: those wanted, None for all. Raises InputError for unfit inputs, FaultError if a
-        fault stopped it."""
+    def run(
+        self, lease: str, epoch: int, inputs: Arrays, outputs: Collection[str] | None = None, *,
+        first_layer: int = 0, stoppable: bool = False,
+    ) -> Served | Stopped:  # fmt: skip
+        """One inference; ``outputs``: those wanted, None for all. Beyond the ``first_layer`` it goes on where it was
+        stopped, or begins anew if that is not known here. One that is ``stoppable`` may be stopped after a layer.
+
+        Raises InputError for unfit inputs, FaultError if a fault stopped it.
+        """
         session = self._current(lease, epoch).session
-        with self._guarded():
-            session.start(inputs)
-        while not self._separate:  # others get the device between two slices
-            with self._turn:
+        self._begin(session, lease, epoch, inputs, first_layer)
+        while not self._separate or stoppable:  # others get the device between two slices
+            with self._guarded():
                 session.advance(SLICE_CYCLES)
                 if not session.running:
                     break
+                if stoppable:
+                    session.settle()
+                    stopped = self._stopped(session, lease, epoch)
+                    if stopped is not None:
+                        return stopped
         with self._guarded():
             return session.collect(outputs)
+
+    def stop_after_layer(self, lease: str, epoch: int) -> None:
+        """Ask a run to stop at the end of its layer; one that cannot be stopped runs to its end."""
+        with self._lock:
+            placed = self._placed.get(lease)
+            if placed is not None and placed.epoch == epoch:
+                self._stops.add((lease, epoch))
+
+    def _begin(self, session: Session, lease: str, epoch: int, inputs: Arrays, first_layer: int) -> None:
+        with self._lock:
+            self._stops.discard((lease, epoch))
+            resumed = (lease, epoch) in self._resumed
+            self._resumed.discard((lease, epoch))
+        if resumed and first_layer:
+            return
+        with self._guarded():
+            while session.running:  # an inference went on that nobody waits for any more
+                session.advance(SLICE_CYCLES)
+            session.start(inputs)
+
+    def _stopped(self, session: Session, lease: str, epoch: int) -> Stopped | None:
+        """Suspend the inference if that was asked for and it is not about to end."""
+        with self._lock:
+            if (lease, epoch) not in self._stops:
+                return None
+            self._stops.discard((lease, epoch))
+        session.stop()
+        saved = session.suspend()
+        if saved is None:
+            return None
+        with self._lock:
+            placed = self._placed.pop(lease)
+            self._suspended[lease] = placed.model, session, saved
+            self.suspensions += 1
+        return Stopped(saved.next_layer)
 
     def drop(self, lease: str, epoch: int) -> None:
         """The lease is gone: forget its window, unless a younger lease of this name has come since. Dropping what is
@@ -170,18 +242,21 @@ class Card:
             if placed is not None and placed.epoch > epoch:
                 return
             if placed is not None:
-                self._unplace(placed)
+                self._forget(placed)
+            self._suspended.pop(lease, None)
             for core, owner in enumerate(self._table):
-                if owner.lease == lease:
+                if owner.lease == lease and owner.epoch <= epoch:
                     self._table[core] = Owner(None, owner.epoch)
             self._own.pop(lease, None)
+        self._close(lease)
 
     def evict(self, lease: str) -> None:
         """Take a model off the cores of a lease, and its memory; the lease keeps the cores."""
         with self._lock:
             placed = self._placed.get(lease)
             if placed is not None:
-                self._unplace(placed)
+                self._forget(placed)
+        self._close(lease)
 
     def _current(self, lease: str, epoch: int) -> Placed:
         with self._lock:
@@ -197,10 +272,24 @@ class Card:
             if epoch <= self._table[core].epoch:
                 raise DeviceError(f"epoch {epoch} is old: core {core} has seen {self._table[core].epoch}")
 
-    def _unplace(self, placed: Placed) -> None:
+    def _forget(self, placed: Placed) -> None:
         del self._placed[placed.lease]
-        with self._guarded():
-            placed.session.close()
+        self._leaving.setdefault(placed.lease, []).append(placed.session)
+        self._stops.discard((placed.lease, placed.epoch))
+        self._resumed.discard((placed.lease, placed.epoch))
+
+    def _moving(self, lease: str) -> threading.RLock:
+        """Held while a lease's memory comes or goes."""
+        with self._lock:
+            return self._moves.setdefault(lease, threading.RLock())
+
+    def _close(self, lease: str) -> None:
+        """Give back the memory of what a lease had before; on return that is done, whoever did it."""
+        with self._moving(lease), self._guarded():
+            with self._lock:
+                leaving = self._leaving.pop(lease, [])
+            for session in leaving:
+                session.close()
 
     def _guarded(self) -> Any:
         return nullcontext() if self._separate else self._turn

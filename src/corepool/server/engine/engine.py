@@ -39,7 +39,7 @@ from corepool.server.api import (
     ModelState,
     Timings,
 )
-from corepool.server.engine.card import Card, Placed
+from corepool.server.engine.card import Card, Placed, Stopped
 from corepool.server.engine.catalog import Catalog, Loaded, Version
 from corepool.server.engine.clock import LivingClock
 from corepool.server.engine.jobs import DEFAULT_LEVEL, Jobs, Ticket
@@ -277,7 +277,7 @@ class Engine:
                 return self.card.program(epoch, lease, cores, model, loaded.package, loaded.tail)
         raise FaultError("the model was unloaded before it could be placed")
 
-    def run(self, start: ac.Start) -> Callable[[], None] | None:
+    def run(self, start: ac.Start, stoppable: bool) -> Callable[[], None] | Stopped | None:
         ticket = self._jobs.choose(start)
         if ticket is None:
             return None
@@ -286,15 +286,20 @@ class Engine:
         begun = perf_counter_ns()
         try:
             wanted = ticket.request.outputs
-            served = self.card.run(start.lease, start.epoch, ticket.request.inputs, wanted)
+            served = self.card.run(
+                start.lease, start.epoch, ticket.request.inputs, wanted,
+                first_layer=start.first_layer, stoppable=stoppable,
+            )  # fmt: skip
         except InputError as error:
             return partial(self._jobs.refuse, ticket, error)
+        if isinstance(served, Stopped):
+            return served
         relink = self.pilot.relink_ns.pop(start.lease, 0)
         queued = max(begun - ticket.submitted_ns - relink, 0)
         return partial(self._answer, ticket, served, queued, relink)
 
     def _answer(self, ticket: Ticket, served: Served, queue_ns: int, relink_ns: int) -> None:
-        cycles = served.completion.cycles
+        cycles = served.cycles
         times = Timings(queue_ns, relink_ns, served.upload_ns, served.compute_ns, served.download_ns, served.host_ns)
         with suppress(InvalidStateError):  # too late: it has been told so
             ticket.future.set_result(

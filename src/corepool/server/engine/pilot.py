@@ -20,7 +20,7 @@ from corepool.hypervisor.records import CoreState, Lease
 from corepool.hypervisor.settings import Settings
 from corepool.hypervisor.state import Hypervisor
 from corepool.server.engine.arrows import ACTS, Arrow, Standing, Step, Watch, standing_of
-from corepool.server.engine.card import Card, Placed
+from corepool.server.engine.card import Card, Placed, Stopped
 from corepool.server.engine.clock import LivingClock
 from corepool.server.engine.journal import Journal
 from corepool.server.engine.timer import Timer
@@ -37,8 +37,9 @@ class Crew(Protocol):
         """Program a lease's cores with one of its tenant's models."""
         ...
 
-    def run(self, start: ac.Start) -> Callable[[], None] | None:
-        """Run a job on the card. Returns what is to be called once the hypervisor knows that it has ended.
+    def run(self, start: ac.Start, stoppable: bool) -> Callable[[], None] | Stopped | None:
+        """Run a job on the card. Returns what is to be called once the hypervisor knows that it has ended, or where it
+        stopped.
 
         Raises FaultError or DeviceError if the lease was stopped.
         """
@@ -170,7 +171,10 @@ class Pilot:
                 case ac.DropWindow():
                     work.append(self._task(self._drop, action, self._hypervisor.book.epoch))
                 case ac.Start():
-                    self._task(self._run, action)()
+                    layered = self._hypervisor.book.leases[action.lease].switching is ev.Switching.LAYER
+                    self._task(self._run, action, layered)()
+                case ac.StopAfterLayer():
+                    self.card.stop_after_layer(action.lease, action.epoch)
                 case ac.JobEnded():
                     self._ended(action)
                 case ac.LeaseGranted() | ac.LeaseQueued():
@@ -270,12 +274,16 @@ class Pilot:
             self.journal.acted(arrow)
         self.apply(lambda now: ev.Programmed(now, action.lease, action.epoch))
 
-    def _run(self, start: ac.Start) -> None:
+    def _run(self, start: ac.Start, stoppable: bool) -> None:
         assert self.crew is not None
         try:
-            answer = self.crew.run(start)
+            answer = self.crew.run(start, stoppable)
         except CorepoolError as error:
             self._fail(start.lease, start.epoch, error)
+            return
+        if isinstance(answer, Stopped):
+            layer = answer.next_layer
+            self.apply(lambda now: ev.JobStopped(now, start.lease, start.epoch, start.job, layer))
             return
         try:
             self.apply(lambda now: ev.JobDone(now, start.lease, start.epoch, start.job))
