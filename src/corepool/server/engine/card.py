@@ -75,7 +75,7 @@ class Card:
         self._turn = threading.RLock()  # the device, where all share one
         self._table = [Owner() for _ in range(config.cores)]
         self._placed: dict[str, Placed] = {}
-        self._leaving: dict[str, list[Session]] = {}  # lease: what it had before, to be closed
+        self._leaving: dict[str, list[Placed]] = {}  # lease: what it had before, to be closed
         self._moves: dict[str, threading.RLock] = {}
         self._stops: set[tuple[str, int]] = set()  # lease and epoch of runs that are to stop after their layer
         self._suspended: dict[str, tuple[str, Session, Saved]] = {}  # lease: its model, and an inference to go on with
@@ -123,7 +123,7 @@ class Card:
             for placed in leaving:
                 self._forget(placed)
         for placed in leaving:  # without the table's lock: it takes a while, and other leases run
-            self._close(placed.lease)
+            self._clear_out(placed.lease)
         if not leaving and not self._separate and self._shared is not None:
             with self._turn:  # opening and closing clears; nobody else may hold them
                 self._shared.close_lease(self._shared.open_lease(chosen, 1))
@@ -156,7 +156,7 @@ class Card:
                 self._table[core] = Owner(lease, epoch)
             left = self._suspended.pop(lease, None)
         with self._moving(lease), self._guarded():
-            self._close(lease)
+            self._clear_out(lease)
             if left is not None and left[0] == model:
                 session = left[1]
                 session.resume(left[2], chosen)
@@ -248,7 +248,7 @@ class Card:
                 if owner.lease == lease and owner.epoch <= epoch:
                     self._table[core] = Owner(None, owner.epoch)
             self._own.pop(lease, None)
-        self._close(lease)
+        self._clear_out(lease)
 
     def evict(self, lease: str) -> None:
         """Take a model off the cores of a lease, and its memory; the lease keeps the cores."""
@@ -256,7 +256,7 @@ class Card:
             placed = self._placed.get(lease)
             if placed is not None:
                 self._forget(placed)
-        self._close(lease)
+        self._clear_out(lease)
 
     def _current(self, lease: str, epoch: int) -> Placed:
         with self._lock:
@@ -274,7 +274,7 @@ class Card:
 
     def _forget(self, placed: Placed) -> None:
         del self._placed[placed.lease]
-        self._leaving.setdefault(placed.lease, []).append(placed.session)
+        self._leaving.setdefault(placed.lease, []).append(placed)
         self._stops.discard((placed.lease, placed.epoch))
         self._resumed.discard((placed.lease, placed.epoch))
 
@@ -283,13 +283,17 @@ class Card:
         with self._lock:
             return self._moves.setdefault(lease, threading.RLock())
 
-    def _close(self, lease: str) -> None:
+    def _clear_out(self, lease: str) -> None:
         """Give back the memory of what a lease had before; on return that is done, whoever did it."""
         with self._moving(lease), self._guarded():
             with self._lock:
                 leaving = self._leaving.pop(lease, [])
-            for session in leaving:
-                session.close()
+            for placed in leaving:
+                self._close(placed)
+
+    def _close(self, placed: Placed) -> None:
+        """Give back cores and memory."""
+        placed.session.close()
 
     def _guarded(self) -> Any:
         return nullcontext() if self._separate else self._turn
