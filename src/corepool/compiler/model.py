@@ -18,6 +18,7 @@ import numpy.typing as npt
 from corepool.compiler import package as container
 from corepool.compiler.tables import (
     CONSUMER_COLUMNS,
+    IDLE,
     IFP_COLUMNS,
     LAYER_COLUMNS,
     MAX_CORES,
@@ -73,7 +74,7 @@ class ModelPackage:
     @cached_property
     def stream_bound(self) -> npt.NDArray[np.int64]:
         """For 1 .. 16 cores: at least as many instructions as all streams together can have."""
-        chosen = self.tiling_bound[self.layers[:, 0, None] + self.choice]
+        chosen = self.tiling_bound[self.layers[:, 0, None] + self.choice % IDLE]
         cores = np.arange(1, MAX_CORES + 1)
         bound: npt.NDArray[np.int64] = chosen.sum(axis=0) + cores * (2 * len(self.layers) + 1)
         return bound
@@ -154,9 +155,8 @@ class ModelPackage:
         producer = self.layers[:, LAYER_COLUMNS.index("producer")]
         before = (producer >= -1) & (producer < np.arange(len(self.layers)))
         require(bool(before.all()), "table layers has layers that read what is not made yet")
-        require(
-            bool(((self.choice >= 0) & (self.choice < self.layers[:, 1, None])).all()), "table choice points outside"
-        )
+        known = (self.choice >= 0) & (self.choice % IDLE < self.layers[:, 1, None])
+        require(bool((known & (self.choice // IDLE <= np.arange(MAX_CORES))).all()), "table choice points outside")
         require(bool(np.isin(self.layers[:, 2], (2, 4)).all()), "table layers has a wrong number of buffers")
         require(
             not len(self.consumers)

@@ -33,4 +33,7 @@ CONSUMER_COLUMNS = ("layer", "as_operand")
 
 TILING_COLUMNS = ("first_ifp", "ifps")
 
+# An entry of the choice table: the number of the layer's tiling, and IDLE times the number of cores that get nothing
+# (the last ones, in the order in which cores are given to the linker: those of the bank that is filled least).
+IDLE = 256
 MAX_CORES = 16  # columns of the choice table: the tiling of each layer for 1 .. 16 cores

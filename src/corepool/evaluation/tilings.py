@@ -16,7 +16,7 @@ from corepool.compiler.dynamic.emit import emit_core, new_state
 from corepool.compiler.dynamic.linker import link, place_of, tables_of
 from corepool.compiler.model import ModelPackage
 from corepool.compiler.static.tiling import Options
-from corepool.compiler.tables import IFP_COLUMNS
+from corepool.compiler.tables import IDLE, IFP_COLUMNS
 from corepool.config import HardwareConfig
 from corepool.device.base import STREAM_ALIGNMENT, WINDOW_ALIGNMENT
 from corepool.device.simulator import Simulator
@@ -67,7 +67,7 @@ def streams_of_whole_parts(package: ModelPackage, cores: int, config: HardwareCo
     dealt = np.zeros((layers, cores + 1), np.int64)
     boxes = np.empty((layers, 2, config.banks, 4), np.int64)
     for number in range(layers):
-        choice = int(package.choice[number, cores - 1])
+        choice = int(package.choice[number, cores - 1]) % IDLE
         first, count = (int(value) for value in package.tilings[package.layers[number, 0] + choice])
         units = package.meta["layers"][number].get("units")
         unit = 1 if units is None else units[choice]

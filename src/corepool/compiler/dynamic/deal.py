@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from corepool.compiler.dynamic.compiled import hot
-from corepool.compiler.tables import IFP_COLUMNS, LAYER_COLUMNS, TILING_COLUMNS
+from corepool.compiler.tables import IDLE, IFP_COLUMNS, LAYER_COLUMNS, TILING_COLUMNS
 
 Int32Array = npt.NDArray[np.int32]
 IntArray = npt.NDArray[np.int64]
@@ -52,20 +52,23 @@ def deal_layer(
     layer: int, choice: int, layers: Int32Array, tilings: Int32Array, ifps: Int32Array, bank_of: IntArray,
     latency: IntArray, dealt: IntArray, boxes: IntArray,
 ) -> None:  # fmt: skip
-    """Deal a layer under one of its tilings (``choice``): fills its rows of ``dealt`` [layers, cores + 1] and of
-    ``boxes``.
+    """Deal a layer under one of its tilings (``choice``, see ``tables.IDLE``): fills its rows of ``dealt`` [layers,
+    cores + 1] and of ``boxes``.
 
     ``boxes`` [layers, 2, banks, 4]: the region (rows, rows end, blocks, blocks end) of the layer's input (0) and
     operand (1)
     that the cores of each bank read; empty if they read nothing. ``bank_of`` [cores]; ``latency`` [ifps] is scratch.
     """
-    tiling = layers[layer, FIRST_TILING] + choice
+    tiling = layers[layer, FIRST_TILING] + choice % IDLE
     cores = len(bank_of)
+    busy = cores - choice // IDLE
     begin = tilings[tiling, FIRST_IFP]
     end = begin + tilings[tiling, IFPS]
     for p in range(begin, end):
         latency[p] = ifps[p, LATENCY]
-    deal(latency, begin, end, cores, dealt[layer])
+    deal(latency, begin, end, busy, dealt[layer])
+    for core in range(busy, cores):
+        dealt[layer, core + 1] = end
     for operand in range(2):
         base = OPERAND_ROW if operand else IN_ROW
         for bank in range(boxes.shape[2]):

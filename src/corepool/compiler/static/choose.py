@@ -18,7 +18,7 @@ from corepool.compiler.dynamic.linker import place_of, tables_of
 from corepool.compiler.dynamic.meet import plan_syncs
 from corepool.compiler.model import ModelPackage
 from corepool.compiler.static.latency import CARRIED, COLUMNS, RINGS, decode, machine, stream_cycles
-from corepool.compiler.tables import MAX_CORES
+from corepool.compiler.tables import IDLE, MAX_CORES
 from corepool.config import HardwareConfig
 
 IntArray = npt.NDArray[np.int64]
@@ -28,6 +28,7 @@ Words = npt.NDArray[np.uint64]
 LAYERS_PER_COST = 24  # see ``instruction_cost``
 FURTHEST_PRODUCER = 4  # layers before a layer that are priced with it
 ROUNDS = 2  # over all layers; later ones change little
+IDLE_GAIN = 64  # idle cores must promise to save more than a 64th of the time: about what the model errs by
 
 
 def predict(package: ModelPackage, cores: int, config: HardwareConfig) -> int:
@@ -55,7 +56,11 @@ def instruction_cost(layers: int) -> int:
 
 
 def choose(package: ModelPackage, config: HardwareConfig) -> Int32Array:
-    """The tiling of each layer for each number of cores, [layers, 16], starting from the package's own choice."""
+    """The tiling of each layer for each number of cores, [layers, 16], starting from the package's own choice.
+
+    A few cores in a last bank take all that is written there through their few slots. So if not all banks are full, a
+    layer may be left to the full ones, and the search also starts from what was chosen for these.
+    """
     choice = package.choice.copy()
     first, producers = _producers(package)
     tables = tables_of(package)._replace(choice=choice)
@@ -76,7 +81,15 @@ def choose(package: ModelPackage, config: HardwareConfig) -> Int32Array:
             np.zeros(cores, np.int64),
             *_pricing(cores),
         )
-        _improve(tables, where, first, producers, m, ROUNDS, *scratch)
+        full = cores // config.cores_per_bank * config.cores_per_bank
+        idle = cores - full if full else 0
+        cycles = _improve(tables, where, first, producers, idle, m, ROUNDS, *scratch)
+        if idle:
+            found = choice[:, cores - 1].copy()
+            choice[:, cores - 1] = choice[:, full - 1] + idle * IDLE
+            other = _improve(tables, where, first, producers, idle, m, ROUNDS, *scratch)
+            if other + other // IDLE_GAIN >= cycles:
+                choice[:, cores - 1] = found
     return choice
 
 
@@ -109,12 +122,12 @@ def _cost(
 
 @hot
 def _improve(
-    t: Tables, where: Place, first: IntArray, producers: IntArray, m: IntArray, rounds: int, state: State, out: Words,
-    fields: IntArray, latency: IntArray, dealt: IntArray, boxes: IntArray, holds: IntArray, starts: Int32Array,
-    places: IntArray, prices: IntArray, rings: IntArray,
-) -> None:  # fmt: skip
-    """Try every tiling of every layer, keep what makes the layer faster together with its neighbours and those that it
-    reads from."""
+    t: Tables, where: Place, first: IntArray, producers: IntArray, idle: int, m: IntArray, rounds: int, state: State,
+    out: Words, fields: IntArray, latency: IntArray, dealt: IntArray, boxes: IntArray, holds: IntArray,
+    starts: Int32Array, places: IntArray, prices: IntArray, rings: IntArray,
+) -> int:  # fmt: skip
+    """Try every tiling of every layer, and if ``idle`` is not 0 what was chosen without so many cores; keep what makes
+    the layer faster together with its neighbours and those that it reads from. Returns the network's cycles."""
     layers, tilings, ifps, bank_of = t.layers, t.tilings, t.ifps, where.bank_of
     column = len(bank_of) - 1
     for layer in range(len(layers)):
@@ -122,7 +135,7 @@ def _improve(
     for _ in range(rounds):
         changed = False
         for layer in range(len(layers)):
-            if layers[layer, 1] == 1:
+            if layers[layer, 1] == 1 and not idle:
                 continue
             begin, end = max(layer - 2, 0), min(layer + 2, len(layers))
             for i in range(first[layer], first[layer + 1]):
@@ -132,13 +145,18 @@ def _improve(
             lowest = _cost(
                 begin, end, t, where, m, state, out, fields, dealt, boxes, holds, starts, places, prices, rings
             )
-            for candidate in range(layers[layer, 1]):
+            for number in range(layers[layer, 1] + (idle > 0)):
+                candidate = number
+                if number == layers[layer, 1]:
+                    candidate = t.choice[layer, column - idle] + idle * IDLE
                 if candidate == t.choice[layer, column]:
                     continue
                 deal_layer(layer, candidate, layers, tilings, ifps, bank_of, latency, dealt, boxes)
                 total = _cost(
                     begin, end, t, where, m, state, out, fields, dealt, boxes, holds, starts, places, prices, rings
                 )
+                if candidate >= IDLE:
+                    total += total // IDLE_GAIN
                 if total < lowest:
                     best, lowest = candidate, total
             deal_layer(layer, best, layers, tilings, ifps, bank_of, latency, dealt, boxes)
@@ -146,4 +164,9 @@ def _improve(
                 changed = True
                 t.choice[layer, column] = best
         if not changed:
-            return
+            break
+    instruction = m[len(m) - 1]
+    m[len(m) - 1] = 0
+    cycles = _cost(0, len(layers), t, where, m, state, out, fields, dealt, boxes, holds, starts, places, prices, rings)
+    m[len(m) - 1] = instruction
+    return cycles

@@ -22,6 +22,7 @@ from corepool.compiler.static.lower import Operation, lower, normalise
 from corepool.compiler.static.memory import align, place_constants, place_maps
 from corepool.compiler.static.order import in_order
 from corepool.compiler.static.tiling import MAX_CORES, Options, Tiling, best_shape, tilings
+from corepool.compiler.tables import IDLE
 from corepool.config import HardwareConfig
 from corepool.errors import ModelError
 from corepool.isa.table import ISA_VERSION, Shape
@@ -100,10 +101,10 @@ def compile_graph(
 def _prune(layers: list[_Layer], choice: npt.NDArray[np.int32]) -> None:
     """Set the choice of each layer, and drop the tilings that no number of cores uses."""
     for layer, row in zip(layers, choice, strict=True):
-        used = sorted({int(c) for c in row})
+        used = sorted({int(c) % IDLE for c in row})
         layer.tilings = [layer.tilings[k] for k in used]
         layer.code = [layer.code[k] for k in used]
-        layer.choice = [used.index(int(c)) for c in row]
+        layer.choice = [used.index(int(c) % IDLE) + int(c) // IDLE * IDLE for c in row]
 
 
 def _addresses(graph: Graph, operation: Operation, maps: dict[str, int], config: HardwareConfig) -> codegen.Addresses:
@@ -215,6 +216,11 @@ def _meta(
 
 def _layer_meta(graph: Graph, layer: _Layer) -> dict[str, Any]:
     operation = layer.operation
+    seldom: dict[str, Any] = {}
+    if max(layer.choice) >= IDLE:
+        seldom["idle"] = [number // IDLE for number in layer.choice]
+    if any(tiling.unit > 1 for tiling in layer.tilings):
+        seldom["units"] = [tiling.unit for tiling in layer.tilings]
     return {
         "name": operation.name,
         "kind": operation.opcode.name,
@@ -223,8 +229,8 @@ def _layer_meta(graph: Graph, layer: _Layer) -> dict[str, Any]:
         "macs": graph.macs(operation.layer),
         "shape": layer.shape.name.lower(),
         "tilings": [str(tiling) for tiling in layer.tilings],
-        "choice": list(layer.choice),
-    } | ({"units": [tiling.unit for tiling in layer.tilings]} if any(t.unit > 1 for t in layer.tilings) else {})
+        "choice": [number % IDLE for number in layer.choice],
+    } | seldom
 
 
 def _port(graph: Graph, port: Port, maps: dict[str, int]) -> dict[str, Any]:

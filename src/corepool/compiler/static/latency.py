@@ -291,9 +291,12 @@ def stream_cycles(
         over = False
         for c in range(cores):
             ratio16 = 16 * foreign[c] // own[c] if own[c] else 0
-            if own[c] == 0:
-                state[c, SLOT16] += foreign[c] * m[1]
+            if own[c] == 0:  # an idle core's slot: the SYNC waits for what others write there
+                state[c, SLOT16] = max(state[c, SLOT16], state[c, NOW] * 16) + foreign[c] * m[1]
+                state[c, WRITES16] = state[c, SLOT16]
             arrival, position[c] = _core(fields, position[c], ratio16, state[c], rings[c], m)
+            if own[c] == 0 and foreign[c] > 0:
+                arrival = max(arrival, state[c, WRITES16] // 16 + m[3])
             last = max(last, arrival)
             over |= fields[position[c] - 1, 0] == 9
         if over:
