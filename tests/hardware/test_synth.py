@@ -100,6 +100,16 @@ def test_parts_of_a_pool_are_counted_as_often_as_they_are_used() -> None:
     assert sums["pool"]["lut"] == sum(luts.values())
 
 
+def test_write_buffers_for_other_banks_are_told_apart() -> None:
+    result = _result()
+    result["modules"][TOP]["parts"]["corepool_bank"] = 4
+    result["modules"]["corepool_bank"]["parts"]["corepool_write_buffer"] = 2
+    result["modules"]["corepool_write_buffer"] = {"own": NOTHING | {"lut": 5}, "parts": {}}
+    luts = {name: area["lut"] for name, area in areas.groups(result).items()}
+    assert (luts["write buffers"], luts["write buffers, other banks"]) == (10, 30)
+    assert sum(luts.values()) == synth.total(result["modules"], TOP)["lut"]
+
+
 def test_tables_in_the_document_are_those_of_the_results(tmp_path: Path) -> None:
     document = Path(__file__).parents[2] / "docs/hardware.md"
     assert areas.main([str(document), "--check"]) == 0

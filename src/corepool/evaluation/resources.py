@@ -127,8 +127,8 @@ def _claims(result: dict[str, Any], vendor_ratio: dict[str, float]) -> list[Clai
             "no goal was set",
             f"{100 * virtual['lut'] / alone['lut']:.1f}% LUT, {100 * virtual['ff'] / alone['ff']:.1f}% FF, "
             f"{virtual['dsp']:.0f} DSP, {virtual['bram36']:.0f} BRAM36",
-            "reached",
-            "Leases, window checks, ports, owners and slots, over a core with what a single core needs besides.",
+            "differs",
+            "Leases, window checks, ports, owners, slots, buffers for other banks: over a core with what one needs anyway.",
         ),
         Claim(
             "What a pool of small cores costs in area at equal peak",

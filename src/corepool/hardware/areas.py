@@ -53,7 +53,8 @@ _RULES = (
 CORE_GROUPS = ("array", "operands", "requantiser", "loops", "memories")
 CORE_GROUPS += ("load unit", "save unit", "second-level dispatch", "core, wiring")
 # What a device with one core and one user would not have.
-VIRTUAL_GROUPS = ("leases", "window checks", "ports", "owners", "slots")
+_ELSEWHERE = "write buffers, other banks"
+VIRTUAL_GROUPS = ("leases", "window checks", "ports", "owners", "slots", _ELSEWHERE)
 SHARED_GROUPS = ("fetchers", "returns", "write buffers", "banks", "host registers")
 MEANING = {
     "array": "multipliers, adder trees, accumulators, maxima",
@@ -72,7 +73,8 @@ MEANING = {
     "owners": "which cores share a lease, lanes",
     "slots": "who may use a slot, guard on the bus; one a core",
     "returns": "whose lines come back, one a core",
-    "write buffers": "one for every core and bank",
+    "write buffers": "a core's for its own bank",
+    _ELSEWHERE: "a core's for the banks of its lease that are not its own",
     "banks": "AXI4 masters",
     "host registers": "AXI4-Lite, settings, counters of the pool",
 }
@@ -109,6 +111,11 @@ def groups(result: Mapping[str, Any]) -> dict[str, Area]:
             walk(part, count * times, group)
 
     walk(TOP, 1, "host registers")
+    banks = modules[TOP]["parts"].get("corepool_bank", 1)
+    if "write buffers" in found and banks > 1:
+        every = found["write buffers"]
+        found["write buffers"] = {resource: amount / banks for resource, amount in every.items()}
+        found[_ELSEWHERE] = {resource: amount * (banks - 1) / banks for resource, amount in every.items()}
     return found
 
 
