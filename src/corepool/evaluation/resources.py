@@ -128,7 +128,7 @@ def _claims(result: dict[str, Any], vendor_ratio: dict[str, float]) -> list[Clai
             f"{100 * virtual['lut'] / alone['lut']:.1f}% LUT, {100 * virtual['ff'] / alone['ff']:.1f}% FF, "
             f"{virtual['dsp']:.0f} DSP, {virtual['bram36']:.0f} BRAM36",
             "differs",
-            "Leases, window checks, ports, owners, slots, buffers for other banks: over a core with what one needs anyway.",
+            "Leases, window checks, ports, owners, slots, buffers for other banks: over a core and what it needs.",
         ),
         Claim(
             "What a pool of small cores costs in area at equal peak",

