@@ -27,7 +27,7 @@ from corepool.errors import DeviceError
 from corepool.hardware.registers import MAGIC, State, address, part
 from corepool.isa.table import INSTRUCTION_BYTES
 
-_AT_A_TIME = 1 << 16  # cycles; between them Python notices interrupts
+_AT_A_TIME = 1 << 13  # cycles; between them Python notices interrupts
 _START_LIMIT = 1 << 22  # cycles that clearing and the slot period may take
 
 
