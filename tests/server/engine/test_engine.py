@@ -24,6 +24,7 @@ from corepool.errors import (
     UnavailableError,
 )
 from corepool.server.api import InferRequest, LeaseRequest, ModelState
+from corepool.server.store import TenantRow
 from support.engine import OPERATOR, World, who
 
 Make = Callable[..., World]
@@ -186,6 +187,45 @@ def test_sums_of_quotas_hold_and_default_makes_room(make: Make) -> None:
         )
     with pytest.raises(ConflictError):
         engine.create_lease(ann, LeaseRequest("fixed", 1, 1))
+    world.at_rest()
+
+
+def test_quotas_and_limits_change_while_it_runs(make: Make) -> None:
+    world = make(in_flight=1)
+    world.load("ann")
+    engine, ann = world.engine, who("ann")
+    engine.create_lease(ann, LeaseRequest("fixed", 2, 2))
+    assert world.infer("ann").cores == 2
+    engine.tenant_changed("ann", TenantRow("ann", 3, in_flight=5))
+    assert world.infer("ann").cores == 1, "the automatic lease did not shrink"
+    gate = Gate(world)
+    kept = [gate.submit("ann") for _ in range(5)]
+    gate.open()
+    wait(kept, 300)
+    with pytest.raises(QuotaError):
+        engine.check_quota("ann", 1)
+    engine.tenant_changed("ann", TenantRow("ann", 1))
+    assert len(engine.lease(ann, "fixed").cores) == 2, "a lease lost its cores"
+    with pytest.raises(QuotaError):
+        engine.create_lease(ann, LeaseRequest("more", 1, 1))
+    engine.release_lease(ann, "fixed")
+    assert len(engine.create_lease(ann, LeaseRequest("one", 1, 1)).cores) == 1
+    with pytest.raises(QuotaError):
+        engine.create_lease(ann, LeaseRequest("two", 1, 1))
+    world.at_rest()
+
+
+def test_idle_automatic_leases_are_released(make: Make) -> None:
+    world = make(default_idle_s=0.3, linger_s=0.1)
+    world.load("ann")
+    world.engine.create_lease(who("ann"), LeaseRequest("kept", 1, 1))
+    world.infer("ann")
+    end = time.monotonic() + 30
+    while len(world.engine.leases(OPERATOR)) > 1 and time.monotonic() < end:
+        time.sleep(0.02)
+    assert [each.name for each in world.engine.leases(OPERATOR)] == ["kept"]
+    assert world.infer("ann").lease == "default"
+    assert world.engine.release_automatic("ann")
     world.at_rest()
 
 

@@ -63,12 +63,14 @@ _log = logging.getLogger(__name__)
 class EngineOptions:
     """``linger_s``: how long a lease counts as having work after its last inference. ``in_flight``: inferences of a
     tenant under way at a time, unless its own row says otherwise. ``auto_repair``: cores that a fault tainted are
-    cleared and used again; else an operator has to ask for it. ``checked`` and ``hook`` are for tests."""
+    cleared and used again; else an operator has to ask for it. ``default_idle_s``: an automatic lease without work
+    for so long is released. ``checked`` and ``hook`` are for tests."""
 
     policy: str = "private-even"
     linger_s: float = 2.0
     in_flight: int = 64
     auto_repair: bool = True
+    default_idle_s: float = 600.0
     checked: bool = False
     hook: Hook | None = None
     source: Callable[[], int] = monotonic_ns
@@ -120,6 +122,7 @@ class Engine:
         self.pilot.repair_left()
         self.desk.restore()
         self._ready = True
+        self._look_for_idle()
         if self.catalog.all():
             self._errand(self._warm)
 
@@ -368,7 +371,23 @@ class Engine:
         with self.pilot.reading:
             return [(core.state.value, core.owner or "") for core in self.pilot.book.book.cores]
 
+    def check_quota(self, tenant: str, cores: int) -> None:
+        """Raise QuotaError if a tenant's leases are too large for a quota; to be asked before it is changed."""
+        self.desk.check_quota(tenant, cores)
+
+    def release_automatic(self, tenant: str) -> bool:
+        """Release a tenant's automatic lease if it is idle, such as before the tenant is removed. Returns whether it is
+        gone."""
+        return self.desk.release_automatic(tenant)
+
     # Parts
+
+    def _look_for_idle(self) -> None:
+        """Now and then, release automatic leases that nobody uses."""
+        longest = int(self.options.default_idle_s * 1e9)
+        for tenant in self.desk.idle(longest):
+            self._errand(partial(self.desk.release_automatic, tenant))
+        self._timer.at(self.clock() + max(longest // 4, 10**8), self._look_for_idle)
 
     def _errand(self, call: Callable[[], Any]) -> None:
         def logged() -> None:

@@ -21,7 +21,6 @@ from corepool.errors import (
     NotFoundError,
     QuotaError,
     RequestError,
-    TenantError,
 )
 from corepool.hypervisor import events as ev
 from corepool.hypervisor import planner
@@ -84,16 +83,35 @@ class LeaseDesk:
         return row
 
     def changed(self, row: TenantRow) -> None:
-        """A tenant is new, or has another quota or priority. Raises QuotaError if its leases may have more."""
-        cores = self._pilot.settings.cores
-        quota, priority = min(row.quota_cores, cores), min(max(row.priority, 0), 1000)
+        """A tenant is new, or has another quota or priority. Leases that it has keep their cores under a quota that
+        became too small, but it gets no more."""
         with self.locked(row.name):
-            try:
-                self._pilot.apply(lambda now: ev.AddTenant(now, row.name, quota, priority))
-            except TenantError:
-                self._make_room(row.name, 0, quota)
-                self._pilot.apply(lambda now: ev.SetTenant(now, row.name, quota, priority))
             self.tenants[row.name] = row
+            with self._pilot.reading:
+                known = row.name in self._pilot.book.book.tenants
+            if known:
+                self._make_room(row.name, 0, self._quota(row))
+                self._allow(row)
+            else:
+                rows = [each for each in self._journal.rows() if each.tenant == row.name]
+                quota = min(max(self._quota(row), sum(each.maximum for each in rows)), self._pilot.settings.cores)
+                self._pilot.apply(lambda now: ev.AddTenant(now, row.name, quota, _priority(row)))
+
+    def check_quota(self, tenant: str, quota: int) -> None:
+        """Raise QuotaError if a tenant's leases, but for the automatic one, may have more cores than ``quota``."""
+        row = self._journal.row(lease_id(tenant, DEFAULT))
+        auto = row is not None and row.extra.get("auto")
+        held = self._charged(tenant, but=lease_id(tenant, DEFAULT) if auto else "")
+        if held > quota:
+            raise QuotaError(f"tenant {tenant!r} has leases of up to {held} cores: release or shrink them first")
+
+    def _allow(self, row: TenantRow) -> None:
+        """Tell the hypervisor of a quota: what the leases have already, if that is more."""
+        quota = max(self._quota(row), self._charged(row.name))
+        self._pilot.apply(lambda now: ev.SetTenant(now, row.name, quota, _priority(row)))
+
+    def _quota(self, row: TenantRow) -> int:
+        return min(row.quota_cores, self._pilot.settings.cores)
 
     def gone(self, tenant: str) -> None:
         """A tenant was removed. Raises TenantError if it still has leases."""
@@ -117,7 +135,7 @@ class LeaseDesk:
             if self._pilot.standing(name) is not None:
                 raise ConflictError(f"there is a lease {request.name!r} already: choose another name or release it")
             if not auto:
-                self._make_room(tenant, request.maximum, min(row.quota_cores, self._pilot.settings.cores))
+                self._make_room(tenant, request.maximum, self._quota(row))
             term = self._life_ns if request.ttl_s is None else request.ttl_s * SECOND
             window = self._window_bytes(tenant)
             self._pilot.apply(
@@ -168,7 +186,7 @@ class LeaseDesk:
                 return _info(known)
             before = self._row(tenant, name)
             full = lease_id(tenant, name)
-            quota = min(self.know(tenant).quota_cores, self._pilot.settings.cores)
+            quota = self._quota(self.know(tenant))
             if name != DEFAULT:
                 self._make_room(tenant, maximum - before.maximum, quota)
             self._pilot.apply(lambda now: ev.ResizeLease(now, tenant, full, minimum, maximum))
@@ -212,6 +230,8 @@ class LeaseDesk:
             self._pilot.when(lambda: self._pilot.lease(full) is None, LEAVE_S)
             if self._pilot.standing(full) is None:
                 self._journal.flush()
+                if owner in self.tenants:
+                    self._allow(self.tenants[owner])
 
     # For the engine
 
@@ -220,7 +240,7 @@ class LeaseDesk:
         in other leases."""
         full = lease_id(tenant, DEFAULT)
         with self.locked(tenant):
-            quota = min(self.know(tenant).quota_cores, self._pilot.settings.cores)
+            quota = self._quota(self.know(tenant))
             standing = self._pilot.standing(full)
             who = Identity(Role.TENANT, tenant, "server")
             row = self._journal.row(full)
@@ -245,6 +265,34 @@ class LeaseDesk:
                 return
             low, high = lease.minimum, lease.maximum
         self._pilot.apply(lambda now: ev.ResizeLease(now, tenant, name, low, high, window))
+
+    def release_automatic(self, tenant: str) -> bool:
+        """Release the lease that was made because none was named, if nothing is under way on it. Returns whether it is
+        gone."""
+        full = lease_id(tenant, DEFAULT)
+        with self.locked(tenant):
+            row = self._journal.row(full)
+            if row is None:
+                return True
+            with self._pilot.reading:
+                lease = self._pilot.lease(full)
+                busy = lease is not None and lease.waiting
+            if busy or not row.extra.get("auto"):
+                return False
+            self.release(Identity(Role.TENANT, tenant, "server"), DEFAULT)
+            return True
+
+    def idle(self, longest_ns: int) -> list[str]:
+        """Tenants whose automatic lease has had no work for so long."""
+        now = self._clock()
+        with self._pilot.reading:
+            return [
+                lease.tenant
+                for name, lease in self._pilot.book.book.leases.items()
+                if name == lease_id(lease.tenant, DEFAULT)
+                and not lease.waiting
+                and now - max(lease.lively_until, self._made.get(name, 0)) > longest_ns
+            ]
 
     def restore(self) -> None:
         """Ask for all leases of an earlier engine again, in their order; those that were on their way out are gone."""
@@ -407,6 +455,11 @@ def _checked(request: LeaseRequest) -> tuple[ev.Sharing, ev.Switching]:
             f"sharing is 'private' or 'public' and switching 'task' or 'layer', not {request.sharing!r} and "
             f"{request.switching!r}"
         ) from None
+
+
+def _priority(row: TenantRow) -> int:
+    """The hypervisor's priorities go from 0 to 1000."""
+    return min(max(row.priority, 0), 1000)
 
 
 def _digest(what: str, request: Any) -> str:
