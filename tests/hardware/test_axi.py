@@ -5,6 +5,7 @@ It must not know how the pool works inside.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +16,14 @@ from amaranth.lib import stream, wiring
 from amaranth.sim import Simulator
 
 from corepool.config import preset
+from corepool.hardware import pool
 from corepool.hardware.axi import LiteBridge
 from corepool.hardware.pool import Pool
 from corepool.hardware.registers import Fault, State
 from corepool.isa.codec import encode
 from corepool.isa.table import Opcode
 from support.axi import FULL, LITE, Axi4Rules, LiteRules, StreamRules, watch
+from support.formal import mutant
 from support.rtl import Memory, StandIn, simulate
 
 TINY = preset("tiny")
@@ -239,7 +242,32 @@ def test_the_register_port_under_back_pressure(seed: int) -> None:
     assert rules.seen["bvalid"] == len(writes)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("free = ~bus.arvalid | bus.arready", "free = 1", "changed before arready came"),
+        ("with m.If(bus.awready):", "with m.If(1):", "awvalid fell"),
+        ("bus.wlast.eq(1)", "bus.wlast.eq(0)", "wlast is 0"),
+    ],
+)
+def test_planted_mistakes_of_the_hardware_are_found(
+    old: str, new: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "Bank", mutant("corepool.hardware.bank", old, new).Bank)
+    with pytest.raises(AssertionError, match=message):
+        busy_pool()
+    gc.collect()  # what the broken-off simulation leaves complains as it goes
+
+
 def test_every_burst_of_a_busy_pool_keeps_the_rules() -> None:
+    for memory in busy_pool():
+        memory.rules.at_rest()
+        assert memory.rules.seen["rvalid"] > 100
+        assert memory.rules.seen["bvalid"] > 60
+
+
+def busy_pool() -> list[Memory]:
     """Loads and saves of two leases against a memory that answers late and out of order."""
     window = 1 << 15
     rng = np.random.default_rng(5)
@@ -270,10 +298,7 @@ def test_every_burst_of_a_busy_pool_keeps_the_rules() -> None:
         assert await host.get("POOL_ERRORS") == 0
 
     simulate(Pool(TINY, StandIn), memories, bench)
-    for memory in memories:
-        memory.rules.at_rest()
-        assert memory.rules.seen["rvalid"] > 100
-        assert memory.rules.seen["bvalid"] > 60
+    return memories
 
 
 @pytest.mark.parametrize("opcode", [Opcode.LOAD, Opcode.SAVE], ids=lambda o: o.name)
