@@ -16,20 +16,21 @@ from corepool.server.audit import AuditFile
 from corepool.server.compilations import Compilations
 from corepool.server.compile_process import compile_model
 from corepool.server.dataplane import DataPlane, Observer
-from corepool.server.engine.card import Card
 from corepool.server.engine.engine import Engine, EngineOptions
 from corepool.server.keys import NewKey
 from corepool.server.library import Library
 from corepool.server.limits import Limits
 from corepool.server.logging import ServerLog, set_up
+from corepool.server.meters import MeteredCard
 from corepool.server.repository import ModelFolder
 from corepool.server.rest.context import Parts
 from corepool.server.rest.gate import Application, Message, Receive, Scope, Send
 from corepool.server.run import Ports, run
 from corepool.server.settings import Settings
-from corepool.server.store import Store
+from corepool.server.store import Store, TenantRow
 from corepool.server.tenants import Tenants
 from corepool.server.uploads import Uploads
+from corepool.server.watching import watch
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,10 @@ def assembled(settings: Settings, log: ServerLog, observer: Observer | None = No
         first_key = tenants.first_start()
         access = KeyAccess(tenants)
         stack.callback(access.close)
+        card = MeteredCard(hardware, _device(settings.device, hardware), separate=settings.device == "simulator")
         engine = Engine(
             hardware,
-            Card(hardware, _device(settings.device, hardware), separate=settings.device == "simulator"),
+            card,
             store,
             EngineOptions(policy=settings.policy, in_flight=limits.tenant_in_flight),
         )
@@ -76,9 +78,17 @@ def assembled(settings: Settings, log: ServerLog, observer: Observer | None = No
         engine.start()
         stack.callback(engine.stop, 1.0)
         library = _library(settings, engine, log)
-        plane = DataPlane(engine, library, in_flight=limits.in_flight, observer=observer)
+        watching = watch(settings.metrics, engine, card, tenants, observer)
+        plane = DataPlane(engine, library, in_flight=limits.in_flight, observer=watching.observer)
+
+        def tenant_changed(name: str, row: TenantRow | None) -> None:
+            if row is None:
+                library.forget(name)
+                plane.forget(name)
+
+        tenants.subscribe(tenant_changed)
         parts = Parts(plane, access, engine, library, tenants)
-        yield Server(settings, engine, tenants, parts, no_metrics, log, first_key)
+        yield Server(settings, engine, tenants, parts, watching.metrics, log, first_key)
 
 
 def _library(settings: Settings, engine: Engine, log: ServerLog) -> Library:

@@ -120,6 +120,13 @@ class Compilations:
             found.task.cancel()
         return found
 
+    def cancel_all(self, tenant: str) -> None:
+        """Stop what a tenant compiles, and forget it. May be called from any thread."""
+        for one in [each for each in self._all.values() if each.tenant == tenant]:
+            if one.task is not None and not one.task.done():
+                one.task.get_loop().call_soon_threadsafe(one.task.cancel)
+            self._all.pop(one.id, None)
+
     async def stop(self, one: Compiling) -> None:
         """Cancel, and wait until nothing of it is left."""
         if one.task is not None:

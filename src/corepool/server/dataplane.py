@@ -178,8 +178,8 @@ class DataPlane:
         self._statistics.failed(who.tenant, info.name, info.version, total_ns)
         self._observer.ended(who, request, error, total_ns)
 
-    def forget(self, tenant: str, model: str) -> None:
-        """Drop the statistics of a model that was removed."""
+    def forget(self, tenant: str, model: str | None = None) -> None:
+        """Drop the statistics of a model that was removed, or of all models of a tenant that was."""
         self._statistics.forget(tenant, model)
 
     async def drain(self, timeout_s: float) -> bool:

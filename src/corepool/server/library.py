@@ -124,6 +124,11 @@ class Library:
             await asyncio.to_thread(self._models.unload, who, name, version)
         await asyncio.to_thread(self.uploads.remove, who.tenant, name, version)
 
+    def forget(self, tenant: str) -> None:
+        """A tenant was removed: stop its compilations, delete its files."""
+        self.compilations.cancel_all(tenant)
+        self.uploads.forget(tenant)
+
     async def compile(self, who: Identity, source: Source, load: bool) -> Compiling:
         """Begin to compile a version; with ``load`` it is loaded as soon as it is ready."""
         stamp = await asyncio.to_thread(_digest, source, self._config)

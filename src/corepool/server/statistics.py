@@ -76,10 +76,10 @@ class Statistics:
                 row.name, row.version, row.last_inference_ms, row.inference_count, row.execution_count, copied
             )
 
-    def forget(self, tenant: str, model: str) -> None:
-        """Drop the rows of a model that was removed."""
+    def forget(self, tenant: str, model: str | None = None) -> None:
+        """Drop the rows of a model, or of all models of a tenant."""
         with self._lock:
-            for key in [key for key in self._rows if key[:2] == (tenant, model)]:
+            for key in [key for key in self._rows if key[0] == tenant and model in (None, key[1])]:
                 del self._rows[key]
 
     def _row(self, tenant: str, model: str, version: str) -> ModelStatistics:

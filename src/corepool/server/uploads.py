@@ -76,6 +76,10 @@ class Uploads:
         with contextlib.suppress(OSError):
             folder.rmdir()  # if that was the last version
 
+    def forget(self, tenant: str) -> None:
+        """Delete all of a tenant's files: another one may get its name."""
+        shutil.rmtree(self.root / check_name(tenant), ignore_errors=True)
+
     def _version_folder(self, tenant: str, name: str, version: str) -> Path:
         folder = self.root / check_name(tenant) / check_name(name) / check_version(version)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,6 +1,7 @@
 """Requests that are wrong in one way each: a clear refusal, and the server goes on for everybody else."""
 
 import asyncio
+import gzip
 import json
 import socket
 import time
@@ -162,6 +163,21 @@ def test_bodies_over_the_limit_are_refused_before_they_are_read(service: Service
     begin = time.monotonic()
     refused(service.ask("POST", INFER, content=endless()), 413)
     assert time.monotonic() - begin < 20
+
+
+def test_compressed_bodies_that_lie_are_refused(service: Service) -> None:
+    bomb = gzip.compress(bytes(200 << 20), 1)
+    assert len(bomb) < service.settings.limits.body_bytes
+    sound = gzip.compress(json.dumps(request()).encode())
+    for content, encoding, status in (
+        (bomb, "gzip", 413),
+        (b"no gzip", "gzip", 400),
+        (sound[:-9], "gzip", 400),
+        (sound + b"x", "gzip", 400),
+        (sound, "br", 501),
+    ):
+        refused(service.ask("POST", INFER, content=content, headers={"Content-Encoding": encoding}), status)
+    assert service.ask("POST", INFER, content=sound, headers={"Content-Encoding": "gzip"}).status_code == 200
 
 
 def raw(service: Service, data: bytes, wait_s: float = 10.0) -> bytes:

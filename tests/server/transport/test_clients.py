@@ -96,6 +96,15 @@ def test_default_of_the_http_client_is_binary(service: Service) -> None:
         assert result.as_numpy("t1").tobytes() == expected(service, image(4)).tobytes()
 
 
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+def test_compressed_requests_are_unpacked(service: Service, algorithm: str) -> None:
+    with contextlib.closing(over_http.InferenceServerClient(service.rest)) as made:
+        source = over_http.InferInput("input", [1, 3, 12, 12], "INT8")
+        source.set_data_from_numpy(image(4))
+        result = made.infer("small", [source], headers=bearer("alice"), request_compression_algorithm=algorithm)
+        assert result.as_numpy("t1").tobytes() == expected(service, image(4)).tobytes()
+
+
 def test_index_load_unload_and_statistics(client: tuple[Any, Any], service: Service) -> None:
     made, module = client
     key = bearer("alice")

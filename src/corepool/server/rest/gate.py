@@ -10,11 +10,12 @@ import asyncio
 import os
 import re
 import time
+import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from corepool.errors import RequestError, TooLargeError
+from corepool.errors import RequestError, TooLargeError, UnsupportedError
 from corepool.server.context import RequestLog
 from corepool.server.rest.errors import error_response
 
@@ -58,6 +59,7 @@ class Gate:
         path = scope["path"]
         if path.endswith("/") and path != "/":  # /v2 and /v2/ are one
             scope["path"] = path[:-1]
+        scope["server_limit"] = self._limits.body_bytes
         upload = scope["is_upload"] = self._is_upload(scope)
         limits = self._limits
         passage = _Passage(
@@ -187,6 +189,25 @@ async def read_body(receive: Receive) -> bytes:
             raise RequestError("the client left before the end of the body")
         parts.append(message.get("body", b""))
     return b"".join(parts)
+
+
+def unpacked(body: bytes, encoding: str | None, limit: int) -> bytes:
+    """A body as it was before compression. Raises TooLargeError rather than unpack more than ``limit`` bytes,
+    RequestError for data that are not what the header says, UnsupportedError for another encoding."""
+    if encoding is None or encoding.lower() == "identity":
+        return body
+    if encoding.lower() not in ("gzip", "deflate"):
+        raise UnsupportedError("bodies may be compressed with gzip or deflate only")
+    unpack = zlib.decompressobj(wbits=47)  # either kind of header
+    try:
+        whole = unpack.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise RequestError(f"the body is not {encoding.lower()} data: {error}") from None
+    if len(whole) > limit:
+        raise TooLargeError(f"the body is larger than the limit of {limit} bytes once unpacked")
+    if not unpack.eof or unpack.unused_data:
+        raise RequestError(f"the body is not sound {encoding.lower()} data: it is cut, or something follows it")
+    return whole
 
 
 async def until_gone(receive: Receive) -> None:

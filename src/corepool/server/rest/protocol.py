@@ -22,7 +22,7 @@ from corepool.server.rest import schemas
 from corepool.server.rest.codec import HEADER_LENGTH, load_json, read_request, write_response
 from corepool.server.rest.context import Guard, role
 from corepool.server.rest.errors import schema
-from corepool.server.rest.gate import read_body, until_gone
+from corepool.server.rest.gate import read_body, unpacked, until_gone
 from corepool.server.tensors import shown
 
 Result = TypeVar("Result")
@@ -204,8 +204,10 @@ def inference_routes(plane: DataPlane, guard: Guard) -> APIRouter:
 
 async def _infer(plane: DataPlane, who: Identity, request: Request) -> Response:
     name, version = _named(request)
-    body = await read_body(request.receive)
-    asked = read_request(name, version, body, request.headers.get(HEADER_LENGTH))
+    scope, headers = request.scope, request.headers
+    limit = min(scope["server_limit"], scope["body_limit"])
+    body = unpacked(await read_body(request.receive), headers.get("content-encoding"), limit)
+    asked = read_request(name, version, body, headers.get(HEADER_LENGTH))
     result = await _unless_gone(plane.infer(who, asked.request), request)
     text, split = write_response(asked, result)
     if split is None:
