@@ -199,7 +199,6 @@ def test_mutants_of_containment_are_refuted(old: str, new: str, tmp_path: Path, 
     assert not prove(containment(changed), tmp_path / "mutant", formal_tools, mode="bmc", depth=9)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new"),
     [
