@@ -6,6 +6,8 @@ It must not know figures of whole cores; those are results, kept in files, from 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +194,17 @@ def test_memories_may_bring_anything_where_a_word_is_read_as_it_is_written() -> 
     assert text.count("COLLISION_X_MASK 1'1") == 0
     assert changed.count("COLLISION_X_MASK 1'1") == ports - tables  # tables are read without a clock
     assert len(changed) == len(text)
+
+
+def test_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "corepool", "rtl", "synth", "--config", "tiny", "-o", str(tmp_path)]
+    done = subprocess.run([*command, "--block", "window", "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    kept = json.loads((tmp_path / "tiny-window.json").read_text())
+    assert (told["block"], told["total"]["lut"]) == ("window", kept["total"]["lut"])
+    assert "tiny window: " in done.stderr  # what it is at
+    done = subprocess.run([*command, "--block", "core", "--ecp5"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "whole pool" in done.stderr
+    assert "Traceback" not in done.stderr
