@@ -3,14 +3,18 @@
 It must not know threads, journals or the hypervisor.
 """
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import wait
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import corepool
 from corepool.errors import (
     ConflictError,
     DeadlineExceededError,
@@ -350,6 +354,16 @@ def test_draining_ends_what_is_under_way(make: Make) -> None:
     gate.open()
     stopper.join(60)
     assert all(world.net.right(each.result(0)) for each in kept)
+
+
+def test_an_idle_engine_has_not_loaded_what_only_devices_need() -> None:
+    text = (
+        "import sys, corepool.server.engine.engine, corepool.server.engine.devices\n"
+        "print({'numba', 'llvmlite', 'onnx', 'onnxruntime', 'amaranth'} & set(sys.modules))"
+    )
+    env = {"PYTHONPATH": str(Path(corepool.__file__).parents[1]), "PATH": "", "HOME": "/nonexistent"}
+    run = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True, env=env, timeout=120)
+    assert run.stdout.strip() == "set()"
 
 
 class Gate:

@@ -13,12 +13,14 @@ from random import Random
 
 import pytest
 
+import corepool
 from corepool.server.api import LeaseRequest
 from corepool.server.engine.killpoints import KILL_POINTS
 from support.crashes import Said
 from support.engine import Net, World, who
 
 TESTS = Path(__file__).resolve().parents[2]
+SOURCES = str(Path(corepool.__file__).parents[1])  # those that this process uses, wherever they are
 
 
 class Victims:
@@ -28,7 +30,12 @@ class Victims:
         self.net, self.folder, self.count = net, folder, 0
         command = [sys.executable, "-W", "error", "-m", "support.crashes", str(net.path)]
         self._process = subprocess.Popen(
-            command, cwd=TESTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ}
+            command,
+            cwd=TESTS,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": SOURCES},
         )
 
     def kill(self, seed: int, point: str = "-", times: int = 1, delay_ms: int = 0) -> Path:

@@ -185,7 +185,7 @@ class Engine:
             _check(loaded, request)
         self._jobs.admit(ticket)
         ticket.future.add_done_callback(partial(self._cancelled, ticket))
-        if request.timeout_us is not None:
+        if request.timeout_us:  # 0: as long as it takes
             due = self.clock() + max(request.timeout_us, 0) * 1000
             self._timer.at(due, partial(self._too_late, ticket))
         if loaded is not None and loaded.known and self.pilot.lease(lease) is not None:
