@@ -1,0 +1,161 @@
+"""Counts inferences per tenant, model and version for those who watch; what is kept is bounded whatever clients do.
+
+It must not know transports, devices or how figures are shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from corepool.errors import (
+    DeadlineExceededError,
+    FaultError,
+    TooManyRequestsError,
+    UnavailableError,
+)
+from corepool.server.api import Identity, Inferred, InferRequest, Timings
+from corepool.server.dataplane import Observer
+from corepool.server.exposition import Histogram
+
+OUTCOMES = ("success", "rejected", "cancelled", "timeout", "fault", "error")
+STAGES = ("queue", "relink", "upload", "compute", "download", "host")
+BOUNDS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+OTHER = "other"
+MODELS_EACH = 64  # versions of models of one tenant with rows of their own
+
+_REASONS: tuple[tuple[type[BaseException], str], ...] = (
+    (asyncio.CancelledError, "cancelled"),
+    (DeadlineExceededError, "timeout"),
+    (TooManyRequestsError, "rejected"),
+    (UnavailableError, "rejected"),
+    (FaultError, "fault"),
+)
+Key = tuple[str, str, str]  # tenant, model, version
+
+
+def outcome_of(result: Inferred | BaseException) -> str:
+    """Which of OUTCOMES it is."""
+    if isinstance(result, Inferred):
+        return "success"
+    return next((name for kind, name in _REASONS if isinstance(result, kind)), "error")
+
+
+def stages_ns(times: Timings) -> tuple[int, ...]:
+    """Nanoseconds by STAGES."""
+    return times.queue_ns, times.relink_ns, times.upload_ns, times.compute_ns, times.download_ns, times.host_ns
+
+
+@dataclass(slots=True)
+class Row:
+    """Of one version of a tenant's model. ``request_ns``: from arrival to answer, those that succeeded."""
+
+    outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
+    stages: dict[str, Histogram] = field(default_factory=lambda: {name: Histogram(BOUNDS_S) for name in STAGES})
+    request_ns: int = 0
+    pending: int = 0
+
+    def merge(self, other: Row) -> None:
+        """Add another row's counts."""
+        for name, count in other.outcomes.items():
+            self.outcomes[name] += count
+        for name, histogram in other.stages.items():
+            self.stages[name].merge(histogram)
+        self.request_ns += other.request_ns
+        self.pending += other.pending
+
+
+class TenantLabels:
+    """The label of each tenant: its name for the first ``cap`` of them, "other" for the rest. A name that was given
+    stays until its tenant is gone."""
+
+    def __init__(self, cap: int) -> None:
+        self._cap = cap
+        self._own: set[str] = set()
+
+    def refresh(self, tenants: Iterable[str]) -> None:
+        """These are all tenants that there are now."""
+        there = list(tenants)
+        self._own &= set(there)
+        for name in there:
+            if len(self._own) >= self._cap:
+                break
+            if name != OTHER:
+                self._own.add(name)
+
+    def of(self, tenant: str) -> str:
+        return tenant if tenant in self._own else OTHER
+
+
+class Observers:
+    """Several observers as one."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+
+    def started(self, who: Identity, request: InferRequest) -> None:
+        for each in self._observers:
+            each.started(who, request)
+
+    def ended(self, who: Identity, request: InferRequest, outcome: Inferred | BaseException, total_ns: int) -> None:
+        for each in self._observers:
+            each.ended(who, request, outcome, total_ns)
+
+
+class InferenceMeters:
+    """An observer of the data plane. ``resolve`` gives the version of a tenant's model that a request means, None if
+    there is none any more: rows of what is gone make room when there are too many. ``lock`` protects ``rows``."""
+
+    def __init__(
+        self, resolve: Callable[[str, str, str | None], str | None] = lambda *_: "1", each: int = MODELS_EACH
+    ) -> None:
+        self.lock = threading.Lock()
+        self.rows: dict[Key, Row] = {}
+        self._resolve = resolve
+        self.each = each
+        self._open: dict[int, tuple[Row, str]] = {}  # requests under way, and the versions that they mean
+
+    def started(self, who: Identity, request: InferRequest) -> None:
+        version = self._resolve(who.tenant, request.model, request.version) or ""
+        with self.lock:
+            row = self._row(who.tenant, request.model, version)
+            row.pending += 1
+            self._open[id(request)] = row, version
+
+    def ended(self, who: Identity, request: InferRequest, outcome: Inferred | BaseException, total_ns: int) -> None:
+        name = outcome_of(outcome)
+        with self.lock:
+            begun = self._open.pop(id(request), None)
+            version = "" if begun is None else begun[1]
+            if begun is not None:
+                begun[0].pending -= 1
+            if isinstance(outcome, Inferred):
+                version = outcome.version
+            row = self._row(who.tenant, request.model, version)
+            row.outcomes[name] += 1
+            if isinstance(outcome, Inferred):
+                row.request_ns += total_ns
+                for stage, spent in zip(STAGES, stages_ns(outcome.timings), strict=True):
+                    row.stages[stage].observe(spent / 1e9)
+
+    def forget(self, tenant: str) -> None:
+        """A tenant is gone."""
+        with self.lock:
+            for key in [key for key in self.rows if key[0] == tenant]:
+                del self.rows[key]
+
+    def _row(self, tenant: str, model: str, version: str) -> Row:
+        row = self.rows.get((tenant, model, version))
+        if row is not None:
+            return row
+        mine = [each for each in self.rows if each[0] == tenant]
+        if len(mine) < self.each:
+            return self.rows.setdefault((tenant, model, version), Row())
+        other = self.rows.setdefault((tenant, OTHER, ""), Row())
+        for each in mine:
+            if each[1] != OTHER and not self.rows[each].pending and self._resolve(*each) is None:
+                other.merge(self.rows.pop(each))
+                return self.rows.setdefault((tenant, model, version), Row())
+        return other

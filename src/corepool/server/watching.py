@@ -1,0 +1,53 @@
+"""Connects what counts with what is shown: the observer of the data plane and the page of metrics.
+
+It must not count or show anything itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from corepool.errors import NotFoundError
+from corepool.server import settings
+from corepool.server.dataplane import Observer
+from corepool.server.engine.engine import Engine
+from corepool.server.meters import MeteredCard
+from corepool.server.metrics import Metrics, Watched, metrics_app
+from corepool.server.observing import InferenceMeters, Observers
+from corepool.server.rest.gate import Application
+from corepool.server.store import TenantRow
+from corepool.server.tenants import Tenants
+
+
+@dataclass(frozen=True)
+class Watching:
+    """``observer`` is for the data plane, ``metrics`` for its own port."""
+
+    observer: Observer
+    metrics: Application
+    watched: Watched
+
+
+def watch(
+    wanted: settings.Metrics, engine: Engine, card: MeteredCard, tenants: Tenants, more: Observer | None = None
+) -> Watching:
+    """``more``: another observer. What was counted of a tenant is dropped when it is removed."""
+
+    def version(tenant: str, model: str, number: str | None) -> str | None:
+        try:
+            return engine.catalog.find(tenant, model, number or None).version
+        except NotFoundError:
+            return None
+
+    meters = InferenceMeters(version)
+
+    def tenant_changed(name: str, row: TenantRow | None) -> None:
+        if row is None:
+            card.meters.forget(name)
+            meters.forget(name)
+
+    tenants.subscribe(tenant_changed)
+    observers: Sequence[Observer] = [meters] if more is None else [meters, more]
+    watched = Watched(engine, card.meters, meters, tenants.rows)
+    return Watching(Observers(observers), metrics_app(Metrics(watched, wanted.tenants, wanted.nv_names)), watched)
