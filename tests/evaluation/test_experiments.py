@@ -119,6 +119,12 @@ def test_switch_cost(lab: Lab) -> None:
     for switching in ("task", "layer"):
         least = row["clear_us"] + row["relink_us"]
         assert row[switching]["newcomer_us"]["mean"] >= least + row[switching]["wait_us"]["mean"]
+    for moved in row["carried"]["switches"]:
+        assert 0 < moved["next_layer"] <= 8
+        assert 0 <= moved["drain_cycles"] < moved["undisturbed"]
+        assert 0 < moved["state_bytes"] <= moved["loaded_bytes"]  # the new cores are in two banks
+        # A part on all cores and the rest on half of them.
+        assert moved["undisturbed"] * 0.95 < moved["cycles"] < moved["half"] * 1.05
 
 
 def corepool(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

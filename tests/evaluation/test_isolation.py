@@ -11,6 +11,7 @@ from corepool.config import preset
 from corepool.device.base import Fault
 from corepool.device.simulator import Simulator
 from corepool.errors import DeviceError
+from corepool.evaluation import hardware_sample
 from corepool.evaluation.isolation import Victim, run
 from corepool.evaluation.lab import Lab
 from corepool.evaluation.neighbours import KINDS, Attack, Neighbours, grouped
@@ -84,7 +85,22 @@ def test_a_deviation_is_seen(lab: Lab) -> None:
     assert (seen.deviation_cycles, seen.latency_deviation_cycles) == (3, -2)
 
 
-def test_experiment(lab: Lab) -> None:
+def test_sample_of_the_hardware(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware_sample, "compiled", lambda config: True)  # compiles it if it is not
+    rows = hardware_sample.sample(lab, lambda what, share: None)
+    assert not isinstance(rows, str)
+    for row in rows:
+        assert (row["deviation_cycles"], row["same_bytes"], row["same_counters"]) == (0, True, True)
+        assert row["as_simulated"]
+        assert row["restarts"] > 0
+        assert row["neighbour_bytes"] > 0 or row["neighbours"] == "busy"
+    assert hardware_sample.claim(rows).verdict == "reached"
+    for change in ({"deviation_cycles": -1}, {"same_bytes": False}, {"same_counters": False}, {"errors": 1}):
+        assert hardware_sample.claim([*rows, rows[0] | change]).verdict == "missed"
+
+
+def test_experiment(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware_sample, "compiled", lambda config: False)
     outcome = run(lab, lambda what, share: None)
     assert [claim.verdict for claim in outcome.claims] == ["reached", "reached", "open"]
     data = json.loads(json.dumps(plain(outcome.data)))
