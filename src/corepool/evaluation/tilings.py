@@ -14,6 +14,7 @@ import numpy.typing as npt
 from corepool.compiler.dynamic.deal import LATENCY, NOWHERE, deal
 from corepool.compiler.dynamic.emit import emit_core, new_state
 from corepool.compiler.dynamic.linker import link, place_of, tables_of
+from corepool.compiler.dynamic.meet import plan_syncs
 from corepool.compiler.model import ModelPackage
 from corepool.compiler.static.tiling import Options
 from corepool.compiler.tables import IDLE, IFP_COLUMNS
@@ -67,21 +68,24 @@ def streams_of_whole_parts(package: ModelPackage, cores: int, config: HardwareCo
     dealt = np.zeros((layers, cores + 1), np.int64)
     boxes = np.empty((layers, 2, config.banks, 4), np.int64)
     for number in range(layers):
-        choice = int(package.choice[number, cores - 1]) % IDLE
+        idle, choice = divmod(int(package.choice[number, cores - 1]), IDLE)
         first, count = (int(value) for value in package.tilings[package.layers[number, 0] + choice])
         units = package.meta["layers"][number].get("units")
         unit = 1 if units is None else units[choice]
         latency = package.ifps[first : first + count, LATENCY].astype(np.int64).reshape(-1, unit).sum(axis=1)
         bounds = np.empty(cores + 1, np.int64)
-        deal(latency, 0, len(latency), cores, bounds)
+        deal(latency, 0, len(latency), cores - idle, bounds)
+        bounds[cores - idle :] = len(latency)
         dealt[number] = first + bounds * unit
         _boxes(package.ifps, dealt[number], where.bank_of, boxes[number])
     out = np.empty((int(package.stream_bound[cores - 1]), 4), np.uint64)
     starts = np.empty((cores, layers), np.int32)
     state = new_state(len(package.consumers), config.banks)
+    holds = np.empty((layers, cores + 1), np.int64)
+    plan_syncs(0, layers, package.layers, package.ifps, package.consumers, dealt, holds)
     cuts = [0]
     for core in range(cores):
-        cuts.append(int(emit_core(core, 0, tables, where, state, dealt, boxes, out, cuts[-1], starts)))
+        cuts.append(int(emit_core(core, 0, layers, tables, where, state, dealt, boxes, holds, out, cuts[-1], starts)))
     return [out[a:b].view(np.uint8).reshape(-1) for a, b in pairwise(cuts)]
 
 
