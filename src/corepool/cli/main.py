@@ -14,7 +14,23 @@ import typer
 
 from corepool import __version__
 from corepool.cli import compile as compile_verb
-from corepool.cli import demo, evaluate, inspect, relink, rtl, run, serve, signals, store, zoo
+from corepool.cli import (
+    demo,
+    evaluate,
+    infer,
+    inspect,
+    lease,
+    model,
+    relink,
+    rtl,
+    run,
+    serve,
+    signals,
+    store,
+    tenant,
+    top,
+    zoo,
+)
 from corepool.cli.output import PipeClosedError, one_line, write
 from corepool.errors import CorepoolError
 
@@ -49,11 +65,12 @@ def _root(
         write(context.get_help())
 
 
-for verb in (zoo, compile_verb, inspect, run, relink, demo, evaluate):
+for verb in (zoo, compile_verb, inspect, run, relink, demo, evaluate, infer, top):
     app.command(name=verb.NAME)(verb.command)
 app.command(name=serve.NAME, context_settings=serve.CONTEXT)(serve.command)
 app.add_typer(rtl.app)
-app.add_typer(store.app)
+for group in (store, tenant, model, lease):
+    app.add_typer(group.app)
 
 
 def _complain(text: str) -> None:

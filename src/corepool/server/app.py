@@ -27,6 +27,7 @@ from corepool.server.rest.context import Parts
 from corepool.server.rest.gate import Application, Message, Receive, Scope, Send
 from corepool.server.run import Ports, run
 from corepool.server.settings import Settings
+from corepool.server.status import Operator
 from corepool.server.store import Store, TenantRow
 from corepool.server.tenants import Tenants
 from corepool.server.uploads import Uploads
@@ -87,7 +88,7 @@ def assembled(settings: Settings, log: ServerLog, observer: Observer | None = No
                 plane.forget(name)
 
         tenants.subscribe(tenant_changed)
-        parts = Parts(plane, access, engine, library, tenants)
+        parts = Parts(plane, access, engine, library, tenants, Operator(watching.watched))
         yield Server(settings, engine, tenants, parts, watching.metrics, log, first_key)
 
 

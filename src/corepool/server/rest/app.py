@@ -22,6 +22,7 @@ from corepool.server.rest.context import Guard, Parts
 from corepool.server.rest.control import PREFIX, lease_routes, model_routes
 from corepool.server.rest.errors import error_response, plain_error
 from corepool.server.rest.gate import BodyLimits, Gate, Scope
+from corepool.server.rest.operations import operations_routes
 from corepool.server.rest.protocol import inference_routes, not_found, protocol_routes
 from corepool.server.rest.tenancy import tenancy_routes
 
@@ -57,6 +58,8 @@ def bare_app(parts: Parts) -> FastAPI:
     app.include_router(model_routes(parts.library, parts.plane, guard))
     if parts.tenants is not None:
         app.include_router(tenancy_routes(parts.tenants, guard))
+    if parts.operations is not None:
+        app.include_router(operations_routes(parts.operations, guard))
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app
 

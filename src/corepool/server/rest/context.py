@@ -6,7 +6,7 @@ It must not know single routes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.requests import Request
 
@@ -18,6 +18,14 @@ from corepool.server.library import Library
 from corepool.server.tenants import Tenants
 
 
+class Operations(Protocol):
+    """What operators can ask of the server beyond tenants and leases."""
+
+    def status(self) -> dict[str, Any]:
+        """What the card does now."""
+        ...
+
+
 @dataclass(frozen=True)
 class Parts:
     """All that REST translates to."""
@@ -27,6 +35,7 @@ class Parts:
     leases: Leases
     library: Library
     tenants: Tenants | None = None  # None: no routes for them
+    operations: Operations | None = None  # likewise
 
 
 class Guard:

@@ -1,0 +1,137 @@
+"""`corepool tenant`: tenants, their keys and quotas, at a running server.
+
+It must not know how the server keeps them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from corepool.cli import output
+from corepool.cli.client import DEFAULT_URL, Client, JsonOption, KeyOption, UrlOption, quoted
+from corepool.errors import InputError
+
+app = typer.Typer(
+    name="tenant",
+    help="Tenants of a running server: add, list, keys, quota, remove (with an operator's key).",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+PATH = "/v2/corepool/tenants"
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The tenant's name.")]
+Quota = Annotated[int | None, typer.Option("--cores", help="Cores that all its leases together may have.")]
+Priority = Annotated[int | None, typer.Option("--priority", help="Larger goes first where cores are short.")]
+Rate = Annotated[float | None, typer.Option("--requests-per-s", help="Requests a second.")]
+InFlight = Annotated[int | None, typer.Option("--in-flight", help="Inferences under way at a time.")]
+
+
+def _limits(cores: int | None, priority: int | None, rate: float | None, in_flight: int | None) -> dict[str, Any]:
+    given = {"quota_cores": cores, "priority": priority, "requests_per_s": rate, "in_flight": in_flight}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+@app.command(name="add")
+def add(
+    name: Name,
+    cores: Annotated[int, typer.Option("--cores", help="Cores that all its leases together may have.")] = 4,
+    priority: Priority = None,
+    requests_per_s: Rate = None,
+    in_flight: InFlight = None,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Add a tenant. Its key is shown this once; without --json it is all that stdout gets."""
+    with Client(url, key) as client:
+        made = client.ask("POST", PATH, json={"name": name, **_limits(cores, priority, requests_per_s, in_flight)})
+    if json:
+        output.write_json(made)
+        return
+    output.write(made["key"])
+
+
+@app.command(name="list")
+def list_(url: UrlOption = DEFAULT_URL, key: KeyOption = None, json: JsonOption = False) -> None:
+    """All tenants; with a tenant's key, itself."""
+    with Client(url, key) as client:
+        rows = client.ask("GET", PATH)
+    if json:
+        output.write_json({"tenants": rows})
+        return
+    columns = ("tenant", "cores", "priority", "requests/s", "in flight")
+    names = ("name", "quota_cores", "priority", "requests_per_s", "in_flight")
+    output.show(output.table("Tenants", columns, [[row[name] for name in names] for row in rows]))
+
+
+@app.command(name="quota")
+def quota(
+    name: Name,
+    cores: Quota = None,
+    priority: Priority = None,
+    requests_per_s: Rate = None,
+    in_flight: InFlight = None,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Change what a tenant may have; without options, show it."""
+    changes = _limits(cores, priority, requests_per_s, in_flight)
+    with Client(url, key) as client:
+        path = f"{PATH}/{quoted(name)}"
+        row = client.ask("PATCH", path, json=changes) if changes else client.ask("GET", path)
+    if json:
+        output.write_json(row)
+        return
+    output.show(output.facts(name, {each: value for each, value in row.items() if each != "name"}))
+
+
+@app.command(name="key")
+def key_(
+    name: Annotated[str, typer.Argument(metavar="[TENANT]", help="The tenant; empty for operators.")] = "",
+    rotate: Annotated[str | None, typer.Option("--rotate", metavar="KEY-ID", help="Replace this key.")] = None,
+    revoke: Annotated[str | None, typer.Option("--revoke", metavar="KEY-ID", help="End this key.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="List keys instead of making one.")] = False,
+    label: Annotated[str, typer.Option("--label", help="What the new key is for.")] = "",
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make, rotate, revoke or list keys. A new key is shown this once."""
+    if (rotate is not None) + (revoke is not None) + show > 1:
+        raise InputError("give one of --rotate, --revoke and --list")
+    path = f"{PATH}/{quoted(name)}/keys" if name else "/v2/corepool/operators/keys"
+    with Client(url, key) as client:
+        if show:
+            rows = client.ask("GET", path)
+            if json:
+                output.write_json({"keys": rows})
+            else:
+                columns = ("key id", "label", "state", "created")
+                shown = [[row.get(each) for each in ("key_id", "label", "state", "created_at")] for row in rows]
+                output.show(output.table(f"Keys of {name or 'operators'}", columns, shown, left=4))
+            return
+        if revoke is not None:
+            client.ask("DELETE", f"/v2/corepool/keys/{quoted(revoke)}")
+            made: dict[str, Any] = {"key_id": revoke, "revoked": True}
+        elif rotate is not None:
+            made = client.ask("POST", f"/v2/corepool/keys/{quoted(rotate)}/rotate")
+        else:
+            made = client.ask("POST", path, json={"label": label})
+    if json:
+        output.write_json(made)
+    else:
+        output.write(f"key {revoke} is revoked" if revoke is not None else made["key"])
+
+
+@app.command(name="remove")
+def remove(name: Name, url: UrlOption = DEFAULT_URL, key: KeyOption = None, json: JsonOption = False) -> None:
+    """Remove a tenant that holds no leases and no models."""
+    with Client(url, key) as client:
+        client.ask("DELETE", f"{PATH}/{quoted(name)}")
+    if json:
+        output.write_json({"name": name, "removed": True})
+    else:
+        output.write(f"tenant {name} is removed")
