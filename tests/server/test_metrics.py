@@ -1,9 +1,11 @@
 """Metrics: names and labels as promised, read by Prometheus' own parser; bounded whatever clients do."""
 
 import asyncio
+import json
 import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from corepool.config import preset
 from corepool.errors import DeadlineExceededError, FaultError, TooManyRequestsError
+from corepool.server import dashboard
 from corepool.server.api import Identity, Inferred, InferRequest, LeaseRequest, Role, Timings
 from corepool.server.app import Server, assembled
 from corepool.server.exposition import Family, Histogram, exposition
@@ -232,3 +235,44 @@ def test_counting_from_many_threads_loses_nothing() -> None:
         each.join()
     assert meters.cleared_bytes == 4000
     assert meters.faults["t", "bus"] == 2000
+
+
+DASHBOARD = Path(__file__).resolve().parents[2] / "docs" / "grafana" / "corepool.json"
+MANUAL = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
+
+
+def names(server: Server) -> set[str]:
+    """Names of all samples, with the suffixes of histograms."""
+    text = get(server)[1]
+    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.M))
+    return kinds.keys() | {f"{name}_{end}" for name, kind in kinds.items() if kind == "histogram"
+                           for end in ("bucket", "sum", "count")}  # fmt: skip
+
+
+def test_the_dashboard_is_fresh_and_names_metrics_that_exist(server: Server) -> None:
+    assert dashboard.main(["--check", str(DASHBOARD)]) == 0
+    known, seen = names(server), set()
+    for panel in json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]:
+        assert panel["targets"]
+        for target in panel["targets"]:
+            assert target["expr"].count("(") == target["expr"].count(")")
+            seen |= set(re.findall(r"\bcorepool_\w+", target["expr"]))
+    assert seen - known == set()
+    assert {re.sub("_bucket$", "", name) for name in seen} >= {
+        f"{name}_total" if kind == "counter" else name for name, kind in PROMISED.items()
+    }
+
+
+def test_a_stale_dashboard_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "old.json").write_text("{}")
+    assert dashboard.main(["--check", str(tmp_path / "old.json")]) == 1
+    assert "out of date" in capsys.readouterr().err
+    assert dashboard.main([str(tmp_path / "old.json")]) == 0
+    assert dashboard.main(["--check", str(tmp_path / "old.json")]) == 0
+
+
+def test_the_manual_lists_the_metrics(server: Server) -> None:
+    table = MANUAL.read_text(encoding="utf-8").partition("## Watching")[2].partition("\n## ")[0]
+    listed = {name for row in re.findall(r"^\| (`corepool.*?) \|", table, re.M) for name in re.findall(r"`(\w+)`", row)}
+    there = set(re.findall(r"^# TYPE (corepool\S+)", get(server)[1], re.M))
+    assert listed == there
