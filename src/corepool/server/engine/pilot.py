@@ -6,9 +6,12 @@ It must not know requests, users or protocols; it decides nothing.
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from time import perf_counter_ns
 from typing import Protocol
 
@@ -27,7 +30,17 @@ from corepool.server.engine.timer import Timer
 
 Make = Callable[[int], ev.Event]
 
+CROWD = 2  # a lease with so many jobs behind the one that runs is busy: its threads step back behind those of others
+NICENESS = 5  # about a third of a processor's time beside a thread that has not stepped back
+
 _log = logging.getLogger(__name__)
+
+
+def _step_back() -> None:
+    """Let this thread give way to others where the processor is short, if the system can do that by thread."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
 
 
 class Crew(Protocol):
@@ -77,6 +90,7 @@ class Pilot:
         self._ticking = False
         self._stopped = False
         self._pool = ThreadPoolExecutor(settings.cores + 4, thread_name_prefix="card")
+        self._crowd = ThreadPoolExecutor(settings.cores, thread_name_prefix="crowd", initializer=_step_back)
         self.relink_ns: dict[str, int] = {}  # lease: what its latest programming took, until a job is charged for it
 
     # For everyone
@@ -134,7 +148,8 @@ class Pilot:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        self._pool.shutdown(wait=not self.journal.points.crashing, cancel_futures=True)
+        for pool in (self._pool, self._crowd):
+            pool.shutdown(wait=not self.journal.points.crashing, cancel_futures=True)
 
     def repair_left(self) -> None:
         """Cores that an earlier engine left tainted are used again, if that is wanted."""
@@ -171,8 +186,10 @@ class Pilot:
                 case ac.DropWindow():
                     work.append(self._task(self._drop, action, self._hypervisor.book.epoch))
                 case ac.Start():
-                    layered = self._hypervisor.book.leases[action.lease].switching is ev.Switching.LAYER
-                    self._task(self._run, action, layered)()
+                    lease = self._hypervisor.book.leases[action.lease]
+                    layered = lease.switching is ev.Switching.LAYER
+                    pool = self._crowd if len(lease.queue) >= CROWD else self._pool
+                    self._task(self._run, action, layered, pool=pool)()
                 case ac.StopAfterLayer():
                     self.card.stop_after_layer(action.lease, action.epoch)
                 case ac.JobEnded():
@@ -197,7 +214,9 @@ class Pilot:
             for each in work:
                 each()
 
-    def _task(self, function: Callable[..., None], *arguments: object) -> Callable[[], None]:
+    def _task(
+        self, function: Callable[..., None], *arguments: object, pool: ThreadPoolExecutor | None = None
+    ) -> Callable[[], None]:
         """What starts a function on a thread; it counts as busy from now on."""
         self._busy += 1
 
@@ -215,7 +234,7 @@ class Pilot:
 
         def begin() -> None:
             try:
-                self._pool.submit(on_thread)
+                (pool or self._pool).submit(on_thread)
             except RuntimeError:  # shut down meanwhile
                 self._busy -= 1
 
