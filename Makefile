@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-slow test-long rtl-network rtl-network-long check format docs bench clean distclean
+.PHONY: help install demo test test-slow test-long rtl-network rtl-network-long check format docs areas bench bench-server clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,6 +49,7 @@ check: $(STAMP) ## linter, format, types, generated documents up to date
 	$(PY) -m mypy
 	$(PY) -m corepool.isa.manual --check docs/isa.md
 	$(PY) -m corepool.hardware.registers --check docs/registers.md
+	$(PY) -m corepool.hardware.areas --check docs/hardware.md
 
 format: $(STAMP) ## put the code into the common format
 	$(PY) -m ruff check --fix $(CODE)
@@ -57,9 +58,20 @@ format: $(STAMP) ## put the code into the common format
 docs: $(STAMP) ## write the generated documents anew
 	$(PY) -m corepool.isa.manual docs/isa.md
 	$(PY) -m corepool.hardware.registers docs/registers.md
+	$(PY) -m corepool.hardware.areas docs/hardware.md
+
+areas: $(STAMP) ## synthesise u200 and tiny, place and route for ECP5 (an hour or two), and write the tables of areas anew
+	$(PY) -m corepool rtl synth --config u200 -o src/corepool/hardware/measured
+	$(PY) -m corepool rtl synth --config tiny -o src/corepool/hardware/measured
+	$(PY) -m corepool rtl synth --ecp5 --config tiny --cores 2 --banks 1 -o build/ecp5
+	cp build/ecp5/*-ecp5.json src/corepool/hardware/measured/
+	$(PY) -m corepool.hardware.areas docs/hardware.md
 
 bench: $(STAMP) ## measure; results go to bench/out as JSON
 	$(PY) bench/run.py
+
+bench-server: $(STAMP) ## request rate of the server against a bare echo, in one run
+	$(PY) bench/server.py
 
 clean: ## remove caches and results, keep .venv
 	rm -rf $(DEMO_OUT) bench/out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

@@ -237,14 +237,14 @@ INSTRUCTIONS: dict[Opcode, Instruction] = {
                     "early",
                     4,
                     5,
-                    "0: wait until all is done; e: only until at most e - 1 SAVEs wait in their queue, none is under way, "
-                    "and all writes are acknowledged",
+                    "0: wait until all is done; e: only until at most e - 1 SAVEs wait in their queue, none is under "
+                    "way, and all writes are acknowledged",
                 ),
                 Field("layer", 16, 16, "number of the layer that ends here, for the host to read"),
                 Field("cores", 32, 32, "the cores that meet, a bit each: exactly those of the lease", positive=True),
             ),
-            "wait until all units are idle (or less, see `early`) and all writes acknowledged, then for all cores of the "
-            "lease",
+            "wait until all units are idle (or less, see `early`) and all writes acknowledged, then for all cores of "
+            "the lease",
         ),
         Instruction(
             Opcode.END, Unit.SYSTEM, (), "the stream ends here, when all units are idle and all writes acknowledged"
