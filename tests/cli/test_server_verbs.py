@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
+import typer
 
-from corepool.cli import top
+from corepool.cli import top, validate
 from corepool.cli.infer import decode, encode
 from corepool.cli.lease import bounds
 from corepool.cli.pictures import best, picture
@@ -339,3 +341,38 @@ def test_likeliest_classes() -> None:
     found = best(scores, 2)
     assert [each["class"] for each in found] == [7, 3]
     assert found[0]["probability"] == pytest.approx(np.exp(9) / np.exp(scores).sum())
+
+
+def test_validate_attacks_and_cleans_up(place: Place, key: str) -> None:
+    """Also beside a tenant that holds cores; the lease that the attack is about may have to queue."""
+    found = place.report("validate")
+    assert found["passed"]
+    assert {row["attack"] for row in found["attacks"]} == {
+        "out-of-window", "foreign lease", "runaway stream", "bank flood", "stale key"
+    }  # fmt: skip
+    assert all(row["passed"] and row["detail"] for row in found["attacks"])
+    assert not [row for row in place.report("tenant", "list")["tenants"] if row["name"].startswith("validate-")]
+    shown = place.call("validate").stdout
+    assert "FAIL" not in shown
+    assert "pass" in shown
+    assert "operator" in place.refused("validate", key=key)
+
+
+def test_validate_tells_of_an_attack_that_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = {"attacks": [{"attack": "bank flood", "passed": False, "detail": "its neighbour took 9 cycles"}]}
+    monkeypatch.setattr(validate, "_as_tenants", lambda client: [])
+    monkeypatch.setattr(validate.Client, "ask", lambda *_: bad)
+    with pytest.raises(typer.Exit) as ended:
+        validate.command(url="http://127.0.0.1:1", key="cp_x", json=True)
+    assert ended.value.exit_code == 1
+
+
+def test_a_request_leaves_a_trace(place: Place, key: str) -> None:
+    headers = {"authorization": f"Bearer {key}", "x-request-id": "look-at-me"}
+    tensor = {"name": "input", "datatype": "INT8", "shape": [1, 3, 12, 12], "data": [1] * 432}
+    with httpx.Client(base_url=place.url, headers=headers, timeout=LIMIT_S, trust_env=False) as client:
+        assert client.post("/v2/models/m/infer", json={"inputs": [tensor]}).status_code == 200
+        trace = client.get("/v2/corepool/traces/look-at-me")
+        assert trace.status_code == 200
+        assert client.get("/v2/corepool/traces/other").status_code == 404
+    assert {"infer m", "compute"} <= {each["name"] for each in trace.json()["traceEvents"]}

@@ -41,13 +41,14 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 class Client:
     """One server and one key. Methods raise errors of corepool.errors, each a line that says what to do."""
 
-    def __init__(self, url: str, key: str | None, tenant: str | None = None, timeout_s: float = 120.0) -> None:
+    def __init__(self, url: str, key: str | None, tenant: str | None = None, timeout_s: float = 600.0) -> None:
         import httpx
 
         if not url.startswith(("http://", "https://")):
             raise InputError(f"--url must begin with http:// or https://, not {url!r}")
         self.url = url.rstrip("/")
-        headers = {"authorization": f"Bearer {read_key(key)}"}
+        self.key = read_key(key)
+        headers = {"authorization": f"Bearer {self.key}"}
         if tenant is not None:
             headers["corepool-tenant"] = tenant
         try:

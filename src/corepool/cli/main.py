@@ -29,6 +29,7 @@ from corepool.cli import (
     store,
     tenant,
     top,
+    validate,
     zoo,
 )
 from corepool.cli.output import PipeClosedError, one_line, write
@@ -65,7 +66,7 @@ def _root(
         write(context.get_help())
 
 
-for verb in (zoo, compile_verb, inspect, run, relink, demo, evaluate, infer, top):
+for verb in (zoo, compile_verb, inspect, run, relink, demo, evaluate, infer, top, validate):
     app.command(name=verb.NAME)(verb.command)
 app.command(name=serve.NAME, context_settings=serve.CONTEXT)(serve.command)
 app.add_typer(rtl.app)

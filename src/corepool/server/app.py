@@ -76,6 +76,7 @@ def assembled(settings: Settings, log: ServerLog, observer: Observer | None = No
             EngineOptions(policy=settings.policy, in_flight=limits.tenant_in_flight),
         )
         tenants.subscribe(engine.tenant_changed)
+        tenants.consult(engine)
         engine.start()
         stack.callback(engine.stop, 1.0)
         library = _library(settings, engine, log)
@@ -88,7 +89,14 @@ def assembled(settings: Settings, log: ServerLog, observer: Observer | None = No
                 plane.forget(name)
 
         tenants.subscribe(tenant_changed)
-        parts = Parts(plane, access, engine, library, tenants, Operator(watching.watched))
+        parts = Parts(
+            plane,
+            access,
+            engine,
+            library,
+            tenants,
+            Operator(watching.watched, watching.traces, _device(settings.device, hardware)),
+        )
         yield Server(settings, engine, tenants, parts, watching.metrics, log, first_key)
 
 

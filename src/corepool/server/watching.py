@@ -1,4 +1,4 @@
-"""Connects what counts with what is shown: the observer of the data plane and the page of metrics.
+"""Connects what counts with what is shown: the observer of the data plane, the page of metrics, traces.
 
 It must not count or show anything itself.
 """
@@ -18,6 +18,7 @@ from corepool.server.observing import InferenceMeters, Observers
 from corepool.server.rest.gate import Application
 from corepool.server.store import TenantRow
 from corepool.server.tenants import Tenants
+from corepool.server.traces import Traces
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Watching:
     observer: Observer
     metrics: Application
     watched: Watched
+    traces: Traces
 
 
 def watch(
@@ -40,14 +42,16 @@ def watch(
         except NotFoundError:
             return None
 
-    meters = InferenceMeters(version)
+    meters, traces = InferenceMeters(version), Traces()
 
     def tenant_changed(name: str, row: TenantRow | None) -> None:
         if row is None:
             card.meters.forget(name)
             meters.forget(name)
+            traces.forget(name)
 
     tenants.subscribe(tenant_changed)
-    observers: Sequence[Observer] = [meters] if more is None else [meters, more]
+    observers: Sequence[Observer] = [meters, traces] if more is None else [meters, traces, more]
     watched = Watched(engine, card.meters, meters, tenants.rows)
-    return Watching(Observers(observers), metrics_app(Metrics(watched, wanted.tenants, wanted.nv_names)), watched)
+    page = metrics_app(Metrics(watched, wanted.tenants, wanted.nv_names))
+    return Watching(Observers(observers), page, watched, traces)

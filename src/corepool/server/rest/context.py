@@ -25,6 +25,14 @@ class Operations(Protocol):
         """What the card does now."""
         ...
 
+    def trace(self, who: Identity, ident: str) -> dict[str, Any]:
+        """What became of a request, by its id. Raises NotFoundError."""
+        ...
+
+    def validate(self) -> list[dict[str, Any]]:
+        """Attacks on a device's isolation, and what became of each. Raises UnavailableError if that runs already."""
+        ...
+
 
 @dataclass(frozen=True)
 class Parts:

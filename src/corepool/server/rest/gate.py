@@ -18,6 +18,7 @@ from typing import Any
 from corepool.errors import RequestError, TooLargeError, UnsupportedError
 from corepool.server.context import RequestLog
 from corepool.server.rest.errors import error_response
+from corepool.server.traces import request_id
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -69,6 +70,7 @@ class Gate:
             limits.upload_bytes if upload else limits.body_bytes,
             limits.upload_timeout_s if upload else limits.body_timeout_s,
         )
+        request_id.set(passage.request_id)
         begin = time.perf_counter()
         try:
             passage.check_length()

@@ -32,13 +32,41 @@ class Status(BaseModel):
     redeals: list[dict[str, Any]]
 
 
+class Trace(BaseModel):
+    """Events in the format that Perfetto and Chrome read; times in microseconds."""
+
+    traceEvents: list[dict[str, Any]]
+    displayTimeUnit: str
+
+
+class Validation(BaseModel):
+    """What became of each attack: its name, whether it failed as it must, and what was seen."""
+
+    attacks: list[dict[str, Any]]
+
+
 def operations_routes(operations: Operations, guard: Guard) -> APIRouter:
-    """For operators only."""
+    """For operators, save for traces: tenants get those of their own requests."""
     router = APIRouter(prefix=PREFIX, tags=["operations"])
 
     @router.get("/status", **ADMIN, response_model=Status, summary="Cores, banks, queues and re-deals")
     async def status(request: Request) -> Response:
         await guard.admin(request)
         return as_json(await asyncio.to_thread(operations.status))
+
+    @router.post("/validate", **ADMIN, response_model=Validation, summary="Attack the isolation of a device of its own")
+    async def validate(request: Request) -> Response:
+        await guard.admin(request)
+        return as_json({"attacks": await asyncio.to_thread(operations.validate)})
+
+    @router.get(
+        "/traces/{id}",
+        openapi_extra=role("tenant"),
+        responses=FAILURES,
+        response_model=Trace,
+        summary="The stages of a late inference by its x-request-id, for Perfetto",
+    )
+    async def trace(request: Request) -> Response:
+        return as_json(operations.trace(await guard.who(request), request.path_params["id"]))
 
     return router
