@@ -6,6 +6,7 @@ It must not know how policies decide.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from corepool.evaluation import plots
 from corepool.evaluation.designs import Design, Designs, Task, arrivals, tasks_of
 from corepool.evaluation.lab import Lab, Tell
-from corepool.evaluation.results import Claim, Outcome, Plot, Table, jain
+from corepool.evaluation.results import Claim, Outcome, Plot, Table, jain, mean
 from corepool.hypervisor.events import Switching
 from corepool.hypervisor.settings import SECOND
 
@@ -33,6 +34,7 @@ class Point:
 
     p50_ms: float
     p99_ms: float
+    mean_ms: float
     mean_slowdown: float
     deadlines: float
     fairness: float
@@ -46,9 +48,11 @@ def study(lab: Lab, designs: Designs, tell: Tell) -> Outcome:
     jobs = 400 if lab.quick else 4000
     compared = [
         designs.pool("private-even"),
+        designs.pool("private-even", Switching.LAYER),
         designs.pool("private-throughput"),
         designs.pool("private-throughput", Switching.LAYER),
         designs.pool("private-deadline"),
+        designs.pool("private-deadline", Switching.LAYER),
         designs.public(lab.config.cores // TENANTS),
         designs.multi(),
         *(designs.single(shape) for shape in designs.large),
@@ -96,7 +100,7 @@ def _point(lab: Lab, designs: Designs, design: Design, load: float, burst: float
     owner = {event.job: event.tenant for event in submitted}  # type: ignore[attr-defined]
     record = design.run(tasks, submitted)
     if not len(record.job):  # every job was refused
-        return Point(math.nan, math.nan, math.nan, 0.0, math.nan, 0.0, record.spent.programs)
+        return Point(math.nan, math.nan, math.nan, math.nan, 0.0, math.nan, 0.0, record.spent.programs)
     latency = np.array(record.ended, np.int64) - np.array(record.submitted, np.int64)
     owners = [owner[job] for job in record.job]
     alone = np.array([designs.pool_models[network[name]].latency_ns[-1] for name in owners], np.float64)
@@ -108,6 +112,7 @@ def _point(lab: Lab, designs: Designs, design: Design, load: float, burst: float
     return Point(
         p50_ms=float(np.quantile(latency, 0.5)) / 1e6,
         p99_ms=float(np.quantile(latency, 0.99)) / 1e6,
+        mean_ms=float(latency.mean()) / 1e6,
         mean_slowdown=float(slowdown.mean()),
         deadlines=in_time / jobs,
         fairness=jain(by_tenant),
@@ -123,6 +128,8 @@ def _tables(points: dict[str, dict[str, dict[float, Point]]]) -> list[Table]:
         for what, title, factor in (
             ("p50_ms", "median latency, ms", 1.0),
             ("p99_ms", "99th percentile of latency, ms", 1.0),
+            ("mean_ms", "mean latency, ms", 1.0),
+            ("rate", "jobs a second until the last is done", 1.0),
             ("deadlines", "deadlines met, %", 100.0),
             ("fairness", "fairness (Jain) of slow-down", 1.0),
         ):
@@ -151,25 +158,62 @@ def _plot(points: dict[str, dict[str, dict[float, Point]]]) -> Plot:
     return Plot("multi-task-arrivals.png", caption, plots.png(made))
 
 
-def _claims(points: dict[str, dict[str, dict[float, Point]]]) -> list[Claim]:
+Points = dict[str, dict[str, dict[float, Point]]]
+FULL, BUSY = 1.0, 0.7  # loads
+
+
+def _claims(points: Points) -> list[Claim]:
     bursty = points["bursty"]
     public = next(name for name in bursty if name.startswith("public"))
-    load = min(bursty[public], key=lambda each: abs(each - 0.7))
-    ours = bursty["private-throughput"][load]
-    claims = []
-    for other in ("private-even", public):
-        theirs = bursty[other][load]
-        better = ours.p99_ms <= theirs.p99_ms and ours.rate >= theirs.rate
-        claims.append(
-            Claim(
-                f"private-throughput against {other}, mixed bursty load {load:g}: p99, jobs/s, fairness",
-                "goal of this project: better p99 and throughput",
-                f"{theirs.p99_ms:.0f} ms, {theirs.rate:.1f}/s, {theirs.fairness:.2f}",
-                f"{ours.p99_ms:.0f} ms, {ours.rate:.1f}/s, {ours.fairness:.2f}",
-                "reached" if better else "missed",
-                ""
-                if better
-                else "it gives cores where latency falls most for all that wait, not to whoever waits longest",
-            )
+    return [*(_faster(bursty, other) for other in ("private-even", public)), *_punctual(points)]
+
+
+def _figures(point: Point) -> str:
+    latency = f"p99 {point.p99_ms:.0f} ms, mean {point.mean_ms:.0f} ms"
+    return f"{latency}, {point.rate:.1f} jobs/s, fairness {point.fairness:.2f}"
+
+
+def _faster(bursty: dict[str, dict[float, Point]], other: str) -> Claim:
+    """private-throughput against another way to share, where the card is full; below that all do what comes."""
+    name = "private-throughput"
+    load = min(bursty[name], key=lambda each: abs(each - FULL))
+    less = min(bursty[name], key=lambda each: abs(each - BUSY))
+    ours, theirs = bursty[name][load], bursty[other][load]
+    better = ours.p99_ms < theirs.p99_ms and ours.rate > theirs.rate
+    reason = (
+        f"At load {less:g} the rate is that of the arrivals: {_figures(bursty[other][less])} there, against "
+        f"{_figures(bursty[name][less])}. Cores go where latency falls most, so large networks gain and fairness is "
+        "the price; tenants who want fairness choose private-even."
+    )
+    return Claim(
+        f"{name} against {other}, mixed bursty load {load:g}",
+        "goal of this project: better p99 and throughput",
+        _figures(theirs),
+        _figures(ours),
+        "reached" if better else "missed",
+        reason,
+    )
+
+
+def _punctual(points: Points) -> Iterator[Claim]:
+    """private-deadline against all other ways to share the pool, switching between layers: by arrivals."""
+    name = "private-deadline, by layer"
+    for burst, by_design in points.items():
+        others = [each for each in by_design if each.startswith(("private-", "public")) and "deadline" not in each]
+        loads = list(by_design[name])
+        ours = {load: by_design[name][load].deadlines for load in loads}
+        best = {load: max(by_design[each][load].deadlines for each in others) for load in loads}
+        mean_ours, mean_best = (mean(list(each.values())) for each in (ours, best))
+        least = min(loads, key=lambda load: ours[load] - best[load])
+        top = max(others, key=lambda each: mean([by_design[each][load].deadlines for load in loads]))
+        yield Claim(
+            f"{name}: deadlines met under {burst} arrivals, mean over loads {loads[0]:g} to {loads[-1]:g}",
+            "goal of this project: not worse than other policies",
+            f"{100 * mean_best:.1f}% (at each load the best of {len(others)})",
+            f"{100 * mean_ours:.1f}%",
+            "reached" if mean_ours >= mean_best else "missed",
+            f"The best other over all loads is {top}. The least favourable load is {least:g}: {100 * ours[least]:.1f}% "
+            f"against {100 * best[least]:.1f}%. Refused jobs count as missed. A lease that switches between tasks only "
+            "keeps its cores until its job ends, which is too long for small networks' deadlines: "
+            f"{100 * mean([point.deadlines for point in by_design['private-deadline'].values()]):.1f}%.",
         )
-    return claims

@@ -74,6 +74,19 @@ def _lost(row: dict[str, float]) -> str:
     )
 
 
+def _why_scaling(sweep: Sweep, name: str, n: int) -> str:
+    """What n cores do more of than one: bytes moved for an image, and cycles in which arrays wait."""
+    row, one = sweep[name][n], sweep[name][1]
+    held = [TITLES[each] for each, rows in sweep.items() if min(r["scaling"] for r in rows.values()) >= 0.9]
+    return (
+        f"{n} cores move {row['ddr_bytes'] / one['ddr_bytes']:.2f} times the bytes of one, each with the share of "
+        "its bank that isolation gives it (a quarter of the bank, whatever the others do): weights are loaded by every "
+        "core that needs them, results are written to every bank that reads them. Joint loads in a bank would be the "
+        f"next lever. {_lost(row)} Of one core: {100 * one['array_active']:.0f}%. At or above the goal for all n: "
+        f"{', '.join(held) or 'none'}."
+    )
+
+
 def _ways(lab: Lab, tell: Tell) -> dict[str, dict[str, dict[str, float]]]:
     """By network, way of tiling and number of cores: frames per second."""
     names = lab.networks[-1:] if lab.quick else lab.networks
@@ -231,7 +244,7 @@ def _claims(lab: Lab, sweep: Sweep) -> list[Claim]:
             f">= {anchors.GOAL_SCALING:.2f} n",
             f"{worst[0]:.2f} n ({TITLES[worst[1]]}, {worst[2]} cores)",
             "reached" if worst[0] >= anchors.GOAL_SCALING else "missed",
-            "" if worst[0] >= anchors.GOAL_SCALING else _lost(sweep[worst[1]][worst[2]]),
+            "" if worst[0] >= anchors.GOAL_SCALING else _why_scaling(sweep, worst[1], worst[2]),
         )
     )
     for name, rows in sweep.items():
