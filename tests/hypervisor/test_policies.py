@@ -54,6 +54,7 @@ def demands(draw: st.DrawFn) -> list[Demand]:
                 draw(st.integers(0, 1000)),
                 draw(st.integers(0, 2000)),
                 jobs,
+                leaves_at=draw(st.sampled_from([None, 50, 1500])),
             )
         )
     return made
@@ -155,3 +156,30 @@ def test_finish_times_wait_for_cores_of_others() -> None:
     assert finishes(growing, 8, 0) == [260, 460, 660]
     assert finishes(growing, 8, 0, ready=700) == [850, 1060, 1260]  # one more on two cores, then eight
     assert finishes(growing, 0, 0)[0] > 10**15
+
+
+def test_deadline_is_even_while_that_keeps_all_deadlines() -> None:
+    """Who switches between layers gives cores back soon, so none lie idle; else a deal that is in time stays."""
+    table = falling(1600)
+
+    def pair(leaves_at: int | None) -> list[Demand]:
+        jobs = (Work(5000, True, table),)
+        working = Demand("a", "a", 0, 16, 4, 1, 5000, table, busy_until=400, jobs=jobs, leaves_at=leaves_at)
+        return [working, Demand("b", "b", 0, 16, 4, 1, 5000, table, jobs=jobs)]
+
+    assert private_deadline(pair(10), 16, 0) == (8, 8)
+    assert private_deadline(pair(None), 16, 0) == (4, 4)
+
+
+def test_cores_come_at_a_layers_end_or_at_a_jobs_end() -> None:
+    table = falling(1600)
+    coming = Demand("b", "b", 0, 16, 0, 1, 300, table, jobs=(Work(300, True, table),))
+
+    def late(leaves_at: int | None) -> dict[str, int]:
+        holder = Demand("a", "a", 0, 16, 16, 1, 9000, table, busy_until=250, leaves_at=leaves_at)
+        return late_promises([holder, coming], (8, 8), 16, 0)
+
+    assert late(None) == {"b": 1}  # 250 to wait, 200 to run
+    assert late(90) == {}
+    assert late(110) == {"b": 1}
+    assert late(400) == {"b": 1}  # its job ends before

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from corepool.hypervisor.events import Sharing
+from corepool.hypervisor.events import Sharing, Switching
 from corepool.hypervisor.placement import arrange
 from corepool.hypervisor.policies import POLICIES, Demand, Work, late_promises, public
 from corepool.hypervisor.records import Book, CoreState, Job, Lease, Phase
@@ -86,15 +86,18 @@ def demand_of(book: Book, settings: Settings, lease: Lease, new: Job | None = No
     if new is not None:
         first = min(first, new.due) if lease.waiting else new.due
     jobs: tuple[Work, ...] = ()
-    busy_until = 0
+    busy_until, leaves_at = 0, None
     if settings.policy == "private-deadline":
         jobs = _works(lease, new)
         busy_until = lease.busy_until
         if lease.plan != lease.cores:
             busy_until = max(busy_until, book.now) + switch
+        if lease.switching is Switching.LAYER and lease.running is not None:
+            layer_ns = lease.running.model.latency_ns[max(len(lease.cores), 1) - 1] // lease.running.model.layers
+            leaves_at = book.now + layer_ns + settings.costs.clear_ns
     return Demand(
         lease.lease, lease.tenant, lease.minimum, lease.maximum, len(lease.plan), waiting,
-        first, latency, switch, busy_until, jobs, not settings.lend,
+        first, latency, switch, busy_until, jobs, not settings.lend, leaves_at,
     )  # fmt: skip
 
 

@@ -24,7 +24,8 @@ class Demand(NamedTuple):
     ``held`` cores are its own now. ``waiting`` jobs are to be done, the running one included; ``urgency`` is smaller
     the longer the most urgent one waits. ``latency_ns`` and ``switch_ns`` are of the model that is next: one inference,
     and to bring it onto other cores. ``busy_until`` is when the running job ends. ``jobs`` come in the order in which
-    they will run. One that ``keeps`` has its minimum without work, too.
+    they will run. One that ``keeps`` has its minimum without work, too. One that works and switches between layers can
+    give cores up at ``leaves_at`` already.
     """
 
     lease: str
@@ -39,6 +40,7 @@ class Demand(NamedTuple):
     busy_until: int = 0
     jobs: tuple[Work, ...] = ()
     keeps: bool = False
+    leaves_at: int | None = None
 
 
 Shares = tuple[int, ...]
@@ -88,6 +90,11 @@ def private_even(demands: Sequence[Demand], cores: int, now: int) -> Shares:
     if not any(demand.waiting for demand in demands):
         return _as_it_is(demands, cores)
     shares, cores = _floor(demands, cores)
+    return _evenly(demands, shares, cores)
+
+
+def _evenly(demands: Sequence[Demand], shares: list[int], cores: int) -> Shares:
+    """Hand out cores one by one to the tenant with work that has fewest."""
     sums: dict[str, int] = {}
     for demand, share in zip(demands, shares, strict=True):
         sums[demand.tenant] = sums.get(demand.tenant, 0) + share
@@ -206,10 +213,34 @@ def in_time(demand: Demand, share: int, now: int) -> bool:
     return all(end <= work.due for end, work in zip(finishes(demand, share, now), demand.jobs, strict=True))
 
 
+def _leaves(demand: Demand) -> int:
+    """When a lease can give cores up."""
+    return demand.busy_until if demand.leaves_at is None else min(demand.busy_until, demand.leaves_at)
+
+
 def private_deadline(demands: Sequence[Demand], cores: int, now: int) -> Shares:
-    """Earliest due first: as few cores as predictably keep its deadlines, then the rest where it gains most."""
+    """Even shares as long as these predictably keep all deadlines; else, earliest due first, as few cores as keep
+    each one's, and the rest evenly. While a job holds its cores to its end, a deal that keeps all deadlines stays: what
+    was given away for a little speed would be missing when somebody else comes."""
     if not any(demand.waiting for demand in demands):
         return _as_it_is(demands, cores)
+    nimble = all(demand.leaves_at is not None or demand.busy_until <= now for demand in demands)
+    if nimble:
+        even = private_even(demands, cores, now)
+        if all(in_time(demand, share, now) for demand, share in zip(demands, even, strict=True)):
+            return even
+    shares, left = _enough(demands, cores, now)
+    if nimble:
+        return _evenly(demands, shares, left)
+    stay = [demand.held for demand in demands]
+    within = all(need <= s <= demand.maximum for need, s, demand in zip(shares, stay, demands, strict=True))
+    if within and sum(stay) <= cores:
+        return tuple(stay)
+    return _most_gain(demands, shares, left)
+
+
+def _enough(demands: Sequence[Demand], cores: int, now: int) -> tuple[list[int], int]:
+    """Earliest due first, as few cores as predictably keep its deadlines; and what is left."""
     shares, left = _floor(demands, cores)
     order = sorted(range(len(demands)), key=lambda i: (demands[i].urgency, i))
     for i in order:
@@ -223,11 +254,7 @@ def private_deadline(demands: Sequence[Demand], cores: int, now: int) -> Shares:
             chosen = min(counts, key=lambda n: (finishes(demand, n, now)[-1], n))
         left -= chosen - shares[i]
         shares[i] = chosen
-    stay = [demand.held for demand in demands]
-    within = all(need <= s <= demand.maximum for need, s, demand in zip(shares, stay, demands, strict=True))
-    if within and sum(stay) <= cores:
-        return tuple(stay)  # everyone is in time as it is
-    return _most_gain(demands, shares, left)
+    return shares, left
 
 
 def late_promises(demands: Sequence[Demand], shares: Sequence[int], cores: int, now: int) -> dict[str, int]:
@@ -237,7 +264,7 @@ def late_promises(demands: Sequence[Demand], shares: Sequence[int], cores: int, 
     ready = now
     if grown > free:  # some cores come from leases that must end a job first
         pairs = zip(demands, shares, strict=True)
-        ready = max([now, *(demand.busy_until for demand, share in pairs if share < demand.held)])
+        ready = max([now, *(_leaves(demand) for demand, share in pairs if share < demand.held)])
     late = {}
     for demand, share in zip(demands, shares, strict=True):
         ends = finishes(demand, share, now, ready)
