@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from corepool.errors import (
     ConflictError,
     NotFoundError,
     PermissionDeniedError,
+    QuotaError,
     RequestError,
     TooLargeError,
     TooManyRequestsError,
@@ -51,6 +52,16 @@ class Added:
 Listener = Callable[[str, TenantRow | None], None]
 
 
+class Holder(Protocol):
+    """Who deals cores to tenants, and is asked before a tenant changes."""
+
+    def check_quota(self, tenant: str, cores: int) -> None:
+        """Raise QuotaError if the tenant's leases are too large for a quota."""
+
+    def release_automatic(self, tenant: str) -> bool:
+        """Release the lease that the tenant never asked for, if it is idle. Returns whether it is gone."""
+
+
 class Tenants:
     """All of this is durable when a method returns, and holds from then on without a restart.
 
@@ -70,10 +81,15 @@ class Tenants:
         self._tenants: Mapping[str, TenantRow] = MappingProxyType({row.name: row for row in store.tenants()})
         self._publish_keys(*store.keys())
         self._listeners: list[Listener] = []
+        self._holder: Holder | None = None
 
     def subscribe(self, listener: Listener) -> None:
         """Call with each tenant's row after it is added or changed, and with None after it is removed."""
         self._listeners.append(listener)
+
+    def consult(self, holder: Holder) -> None:
+        """Ask before a quota shrinks or a tenant is removed; without, all leases in the store count."""
+        self._holder = holder
 
     # Each request
 
@@ -178,24 +194,37 @@ class Tenants:
         with self._writing:
             row = replace(self.row(name), **values)
             check_tenant(row)
+            if row.quota_cores < self.row(name).quota_cores:
+                self._check_quota(name, row.quota_cores)
             with self.store.transaction() as t:
-                charged = sum(lease.maximum for lease in t.leases(name))
-                if row.quota_cores < min(charged, self.row(name).quota_cores):
-                    raise ConflictError(
-                        f"the leases of tenant {name!r} may have {charged} cores: shrink or release them before its "
-                        f"quota becomes {row.quota_cores}"
-                    )
                 t.put_tenant(row)
                 note(t, who, source, "tenant.change", name, ", ".join(f"{k}={v}" for k, v in sorted(values.items())))
             self._rates.forget(name)
             self._publish(name, row)
         return row
 
+    def _check_quota(self, name: str, cores: int) -> None:
+        if self._holder is not None:
+            try:
+                self._holder.check_quota(name, cores)
+            except QuotaError as error:
+                raise ConflictError(str(error)) from None
+            return
+        with self.store.transaction() as t:
+            charged = sum(lease.maximum for lease in t.leases(name))
+        if cores < charged:
+            raise ConflictError(
+                f"the leases of tenant {name!r} may have {charged} cores: shrink or release them before its "
+                f"quota becomes {cores}"
+            )
+
     def remove(self, who: Identity, name: str, source: str = "") -> None:
         """Forget a tenant and its keys. Raises ConflictError if it still has leases or models."""
         self._require_admin(who)
         with self._writing:
             self.row(name)
+            if self._holder is not None:
+                self._holder.release_automatic(name)
             with self.store.transaction(freeing=True) as t:
                 t.delete_tenant(name)
                 note(t, who, source, "tenant.remove", name)
