@@ -50,6 +50,7 @@ check: $(STAMP) ## linter, format, types, generated documents up to date
 	$(PY) -m corepool.isa.manual --check docs/isa.md
 	$(PY) -m corepool.hardware.registers --check docs/registers.md
 	$(PY) -m corepool.hardware.areas --check docs/hardware.md
+	$(PY) -m corepool.server.dashboard --check docs/grafana/corepool.json
 
 format: $(STAMP) ## put the code into the common format
 	$(PY) -m ruff check --fix $(CODE)
@@ -59,6 +60,7 @@ docs: $(STAMP) ## write the generated documents anew
 	$(PY) -m corepool.isa.manual docs/isa.md
 	$(PY) -m corepool.hardware.registers docs/registers.md
 	$(PY) -m corepool.hardware.areas docs/hardware.md
+	$(PY) -m corepool.server.dashboard docs/grafana/corepool.json
 
 areas: $(STAMP) ## synthesise u200 and tiny, place and route for ECP5 (an hour or two), and write the tables of areas anew
 	$(PY) -m corepool rtl synth --config u200 -o src/corepool/hardware/measured

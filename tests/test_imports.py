@@ -47,7 +47,6 @@ ONLY_IN = {
     "alembic": ("server.store",),
     "psycopg": ("server.store",),
     "argon2": ("server.keys",),
-    "prometheus_client": ("server",),
     "typer": ("cli",),
     "rich": ("cli", "evaluation"),
     "matplotlib": ("cli", "evaluation"),
