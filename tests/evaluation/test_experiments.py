@@ -138,7 +138,7 @@ def test_command(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     report = json.loads(done.stdout)
     assert report["report"] == "out/report.html"
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "resources.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.md", "resources.json"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "corepool evaluate resources --quick" in page
 

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from onnx import TensorProto, helper
 
+from corepool import zoo
 from corepool.compiler.model import ModelPackage
 from corepool.compiler.static.hostpart import complaint
 from corepool.config import preset
@@ -109,7 +110,6 @@ def test_data_outside_the_folder_is_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("limits", "said"),
     [
-        ({"cpu_s": 1}, "processor time"),
         ({"wall_s": 0.2}, "0.2 seconds"),
         ({"memory_bytes": 300 << 20}, "memory"),
         ({"file_bytes": 4096}, "too large"),
@@ -121,6 +121,12 @@ def test_limits_end_a_compilation_with_a_clear_word(tmp_path: Path, limits: dict
     with pytest.raises(CorepoolError, match=said):
         compiled(CASES / "groups" / "model.onnx", tmp_path / "out", Compilation(**limits))
     assert time.monotonic() - begin < 60
+
+
+def test_processor_time_ends_a_compilation_with_a_clear_word(tmp_path: Path) -> None:
+    zoo.write("mobilenet_v1", tmp_path / "model.onnx")  # takes several seconds
+    with pytest.raises(CorepoolError, match="processor time"):
+        compiled(tmp_path / "model.onnx", tmp_path / "out", Compilation(cpu_s=1))
 
 
 def test_cancelling_kills_the_process_and_what_it_started(tmp_path: Path) -> None:
