@@ -119,7 +119,8 @@ class Session:
         self._begun_s = self._started_s = 0.0
         self._lease: Lease | None = None
         self._loaded: tuple[list[npt.NDArray[np.uint8]], int] = [], 0  # streams, and the layer that they begin with
-        self._owner = np.zeros(0, np.int8)  # of each word of the window: a bank that holds it
+        # Of each word of the window a bank that holds it; None while only the inputs are there.
+        self._owner: npt.NDArray[np.int8] | None = None
         self._asked = self._spent = 0
         self.placement = self.place(self.prepare(cores))
 
@@ -207,7 +208,7 @@ class Session:
             linked = link(self._package, self.cores, self.device.config)
             self.device.load_streams(lease, linked.streams, self._package.meta["window"]["streams_offset"])
             self._loaded = linked.streams, 0
-        self._owner = self._inputs_owner(lease)
+        self._owner = None
         begin = self.device.start(lease)
         self._spent = 0
         self._started_s = self._clock()
@@ -230,12 +231,13 @@ class Session:
         streams, _ = self._loaded
         maps, config = Maps(self.device.config, self._package.meta["window"]), self.device.config
         layer = completion.stopped.layer + 1
-        maps.written(self._owner, streams, completion.syncs + 1)
+        owner = self._inputs_owner(lease) if self._owner is None else self._owner
+        maps.written(owner, streams, completion.syncs + 1)
         home = lease.cores[0]
         rest = link(self._package, [home], config, layer).streams
         live = maps.needed(rest, [config.bank_of(home)], self._finals(maps), config.bank_of(home))
-        wanted = live[config.bank_of(home)] & (self._owner != NOBODY)
-        places, data = fetch(self.device, lease, self._owner, wanted)
+        wanted = live[config.bank_of(home)] & (owner != NOBODY)
+        places, data = fetch(self.device, lease, owner, wanted)
         self.release()
         return Saved(
             model=str(self._package.meta["model"]),
@@ -263,9 +265,9 @@ class Session:
         needed = maps.needed(linked.streams, banks, self._finals(maps), lease.home_bank)
         loaded = load(self.device, lease, saved, needed)
         self._loaded = linked.streams, saved.next_layer
-        self._owner = np.full(maps.words, NOBODY, np.int8)
+        owner = self._owner = np.full(maps.words, NOBODY, np.int8)
         for bank, there in needed.items():
-            self._owner[saved.places[there[saved.places]]] = bank
+            owner[saved.places[there[saved.places]]] = bank
         self.device.start(lease)
         self._spent = saved.cycles
         return Switch(
