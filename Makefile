@@ -28,7 +28,7 @@ install: $(STAMP) ## make .venv with everything pinned in constraints.txt
 demo: $(STAMP) ## run the main job; picture and trace go to ./demo-out
 	$(PY) -m corepool demo -o $(DEMO_OUT)
 
-test: $(STAMP) ## fast tests (under 10 minutes on 2 cores)
+test: $(STAMP) ## fast tests (under 15 minutes on 2 cores)
 	$(PY) -m pytest -m "not slow" -n $(TEST_JOBS) --durations=5 $(PYTEST_ARGS)
 
 test-slow: $(STAMP) ## only the tests that take more than a minute each
