@@ -237,20 +237,23 @@ def test_wrong_missing_and_unreadable_keys(place: Place, tmp_path: Path) -> None
     assert "directory" in place.refused("lease", "list", key=f"@{tmp_path}")
 
 
+def asking_at(listener: socket.socket) -> subprocess.Popen[str]:
+    """A command that asks whoever listens there."""
+    return subprocess.Popen(
+        [*COMMAND, "lease", "list", "--url", f"http://127.0.0.1:{listener.getsockname()[1]}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "COREPOOL_KEY": "cp_x"},
+    )
+
+
 def test_no_server_and_no_corepool_server(place: Place) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         free = taken.getsockname()[1]
     assert "start `corepool serve`" in place.refused("top", "--url", f"http://127.0.0.1:{free}")
     with socket.create_server(("127.0.0.1", 0)) as other:
-        env = {**os.environ, "COREPOOL_KEY": "cp_x"}
-        url = f"http://127.0.0.1:{other.getsockname()[1]}"
-        with subprocess.Popen(
-            [*COMMAND, "lease", "list", "--url", url],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=env,
-        ) as asking:
+        with asking_at(other) as asking:
             caller, _ = other.accept()
             with caller:
                 caller.recv(1 << 16)
@@ -279,22 +282,13 @@ def test_full_and_closed_stdout(place: Place) -> None:
 
 def test_ctrl_c_ends_quietly(place: Place) -> None:
     """While it waits for a server that does not answer."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        env = {**os.environ, "COREPOOL_KEY": "cp_x"}
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with subprocess.Popen(
-            [*COMMAND, "lease", "list", "--url", url],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=env,
-        ) as asking:
-            caller, _ = silent.accept()
-            with caller:
-                time.sleep(0.2)
-                asking.send_signal(signal.SIGINT)
-                time.sleep(0.5)
-            stdout, stderr = asking.communicate(timeout=60)
+    with socket.create_server(("127.0.0.1", 0)) as silent, asking_at(silent) as asking:
+        caller, _ = silent.accept()
+        with caller:
+            time.sleep(0.2)
+            asking.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+        stdout, stderr = asking.communicate(timeout=60)
     assert asking.returncode == 130
     assert stdout == ""
     assert "Traceback" not in stderr

@@ -5,14 +5,12 @@ It must not know the simulator; golden models are written out here or come from 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from amaranth.hdl import Const, Module, Signal, signed
 from amaranth.lib import wiring
-from amaranth.sim import Simulator
 
 from corepool.config import preset
 from corepool.hardware.arithmetic import bounded_shift, joined, plain_product, split_product
@@ -23,18 +21,11 @@ from corepool.hardware.sums import PairSums, Sums
 from corepool.hardware.walker import Walker
 from corepool.isa.codec import decode, encode
 from corepool.isa.table import Opcode
+from support.blocks import simulate
 from support.cycle_model import bursts, defined
 from support.programs import streams
 
 TINY = preset("tiny")
-
-
-def simulate(block: Any, bench: Callable[[Any], Awaitable[None]], clock: bool = True) -> None:
-    simulator = Simulator(block)
-    if clock:
-        simulator.add_clock(1e-6)
-    simulator.add_testbench(bench)
-    simulator.run()
 
 
 def test_two_pixels_share_multiplications(rng: np.random.Generator) -> None:

@@ -5,29 +5,20 @@ It must not know the pool around them; times are those of events as the manual c
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
-from amaranth.sim import Simulator
 
 from corepool.config import preset
 from corepool.hardware.lease import Lease, Watchdog
 from corepool.hardware.owners import Owners
 from corepool.hardware.registers import Fault, State
+from support.blocks import simulate
 
 TINY = preset("tiny")
 SYNC = TINY.sync_cycles
-
-
-def simulate(block: Any, bench: Callable[[Any], Awaitable[None]], clock: bool = True) -> None:
-    simulator = Simulator(block)
-    if clock:
-        simulator.add_clock(1e-6)
-    simulator.add_testbench(bench)
-    simulator.run()
 
 
 @dataclass

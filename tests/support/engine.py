@@ -14,7 +14,6 @@ import numpy as np
 
 from corepool.compiler.static import reference
 from corepool.compiler.static.compile import compile_graph
-from corepool.compiler.static.graph import Conv, Graph, Port, Requant, Tensor
 from corepool.config import HardwareConfig, preset
 from corepool.server.api import Identity, Inferred, InferRequest, Role
 from corepool.server.engine.card import Card
@@ -22,42 +21,9 @@ from corepool.server.engine.devices import open_card
 from corepool.server.engine.engine import Engine, EngineOptions
 from corepool.server.engine.journal import lease_id
 from corepool.server.store import Store, TenantRow
+from support.small import small_graph, small_image
 
 OPERATOR = Identity(Role.ADMIN, "", "operator")
-
-
-def graph() -> Graph:
-    """Two convolutions, 3 -> 12 -> 5 channels on 12 x 10 pixels; float32 "image" in, float32 "scores" out."""
-    random = np.random.default_rng(7)
-
-    def conv(name: str, source: str, target: str, channels: int, outputs: int) -> Conv:
-        return Conv(
-            name=name,
-            input=source,
-            output=target,
-            weight=random.integers(-127, 128, (outputs, channels, 3, 3)).astype(np.int8),
-            requant=Requant(
-                bias=random.integers(-2000, 2000, outputs).astype(np.int32),
-                multiplier=np.full(outputs, 40000, np.int64),
-                shift=np.full(outputs, 24, np.int64),
-                zero_point=3,
-            ),
-            padding=(1, 1, 1, 1),
-            pad_value=-5,
-        )
-
-    axes = ((), ("c",), ("h",), ("w",))
-    return Graph(
-        name="small",
-        tensors={
-            "x": Tensor("x", 3, 12, 10, 0.05, -5),
-            "y": Tensor("y", 12, 12, 10, 0.1, 3),
-            "z": Tensor("z", 5, 12, 10, 0.2, 3),
-        },
-        layers=[conv("first", "x", "y", 3, 12), conv("second", "y", "z", 12, 5)],
-        inputs=[Port("image", "x", (1, 3, 12, 10), axes, "float32")],
-        outputs=[Port("scores", "z", (1, 5, 12, 10), axes, "float32")],
-    )
 
 
 @dataclass
@@ -72,15 +38,15 @@ class Net:
     def compiled(cls, folder: Path, name: str) -> Net:
         config = preset(name)
         path = folder / f"{name}.cpk"
-        compile_graph(graph(), config).package.save(path, config)
+        compile_graph(small_graph(), config).package.save(path, config)
         return cls(config, path)
 
     def image(self, seed: int = 0) -> dict[str, np.ndarray]:
-        return {"image": np.random.default_rng(seed).normal(0, 3, (1, 3, 12, 10)).astype(np.float32)}
+        return {"image": small_image(seed)}
 
     def expected(self, seed: int = 0) -> np.ndarray:
         if seed not in self.answers:
-            made = graph()
+            made = small_graph()
             self.answers[seed] = reference.outputs(made, reference.execute(made, self.image(seed)))["scores"]
         return self.answers[seed]
 

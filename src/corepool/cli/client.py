@@ -35,7 +35,6 @@ TenantOption = Annotated[
         "--tenant", envvar="COREPOOL_TENANT", metavar="NAME", help="The tenant to act for, with an operator's key."
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
 class Client:

@@ -27,6 +27,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 PackageArgument = Annotated[Path, typer.Argument(metavar="MODEL.cpk", help="A model package made by `compile`.")]
 
 
+def group(name: str, purpose: str) -> typer.Typer:
+    """An empty group of verbs: without a verb it shows its help."""
+    return typer.Typer(
+        name=name, help=purpose, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]}
+    )
+
+
 def hardware(name: str) -> HardwareConfig:
     """A hardware configuration by name; raises ConfigError."""
     from corepool.config import preset

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from corepool.cli import output
-from corepool.cli.client import DEFAULT_URL, Client, JsonOption, KeyOption, TenantOption, UrlOption, quoted
+from corepool.cli.client import DEFAULT_URL, Client, KeyOption, TenantOption, UrlOption, quoted
+from corepool.cli.common import JsonOption
 from corepool.errors import InputError, UnavailableError
 
 if TYPE_CHECKING:

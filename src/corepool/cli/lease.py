@@ -10,15 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from corepool.cli import output
-from corepool.cli.client import DEFAULT_URL, Client, JsonOption, KeyOption, TenantOption, UrlOption, quoted
+from corepool.cli.client import DEFAULT_URL, Client, KeyOption, TenantOption, UrlOption, quoted
+from corepool.cli.common import JsonOption, group
 from corepool.errors import InputError
 
-app = typer.Typer(
-    name="lease",
-    help="Leases of cores: create, list, resize, keep alive, release.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = group("lease", "Leases of cores: create, list, resize, keep alive, release.")
 
 PATH = "/v2/corepool/leases"
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The lease's name.")]

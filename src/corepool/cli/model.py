@@ -12,15 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from corepool.cli import output
-from corepool.cli.client import DEFAULT_URL, Client, JsonOption, KeyOption, TenantOption, UrlOption, quoted
+from corepool.cli.client import DEFAULT_URL, Client, KeyOption, TenantOption, UrlOption, quoted
+from corepool.cli.common import JsonOption, group
 from corepool.errors import InputError, ModelError
 
-app = typer.Typer(
-    name="model",
-    help="Models of a running server: load, unload, list.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = group("model", "Models of a running server: load, unload, list.")
 
 PATH = "/v2/corepool/models"
 POLL_S = 0.1

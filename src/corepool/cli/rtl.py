@@ -15,17 +15,12 @@ from typing import Annotated
 import typer
 
 from corepool.cli import output
-from corepool.cli.common import JsonOption, hardware
+from corepool.cli.common import JsonOption, group, hardware
 from corepool.errors import InputError
 
 NAME = "rtl"
 
-app = typer.Typer(
-    name=NAME,
-    help="The hardware: emit Verilog, synthesise it.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = group(NAME, "The hardware: emit Verilog, synthesise it.")
 
 
 @app.command(name="emit")

@@ -11,20 +11,15 @@ from typing import Annotated
 import typer
 
 from corepool.cli import output
+from corepool.cli.common import JsonOption, group
 
 NAME = "store"
 
-app = typer.Typer(
-    name=NAME,
-    help="The server's durable state: back up, restore, accept a loss.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = group(NAME, "The server's durable state: back up, restore, accept a loss.")
 
 Folder = Annotated[
     Path, typer.Option("--state-dir", metavar="DIR", envvar="COREPOOL_STATE_DIR", help="The server's state folder.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 STATE = Path("corepool-state")
 
 
@@ -32,7 +27,7 @@ STATE = Path("corepool-state")
 def backup(
     target: Annotated[Path, typer.Argument(metavar="NEW-DIR", help="Where the copy goes; must not exist.")],
     state_dir: Folder = STATE,
-    json: Json = False,
+    json: JsonOption = False,
 ) -> None:
     """Copy the database and the packages in use, also while the server runs."""
     from corepool.server import store
@@ -50,7 +45,7 @@ def backup(
 def restore(
     source: Annotated[Path, typer.Argument(metavar="BACKUP", help="What `corepool store backup` made.")],
     state_dir: Folder = STATE,
-    json: Json = False,
+    json: JsonOption = False,
 ) -> None:
     """Put a backup in the place of the state; stop the server first. What was there is kept beside it."""
     from corepool.server import store
@@ -68,7 +63,7 @@ def accept(
     database_url: Annotated[
         str | None, typer.Option(envvar="COREPOOL_DATABASE_URL", help="Of a PostgreSQL database.")
     ] = None,
-    json: Json = False,
+    json: JsonOption = False,
 ) -> None:
     """Accept that the database has lost its last changes, or is a new one; stop the server first."""
     from corepool.server import store

@@ -10,15 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from corepool.cli import output
-from corepool.cli.client import DEFAULT_URL, Client, JsonOption, KeyOption, UrlOption, quoted
+from corepool.cli.client import DEFAULT_URL, Client, KeyOption, UrlOption, quoted
+from corepool.cli.common import JsonOption, group
 from corepool.errors import InputError
 
-app = typer.Typer(
-    name="tenant",
-    help="Tenants of a running server: add, list, keys, quota, remove (with an operator's key).",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = group("tenant", "Tenants of a running server: add, list, keys, quota, remove (with an operator's key).")
 
 PATH = "/v2/corepool/tenants"
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The tenant's name.")]

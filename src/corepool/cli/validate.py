@@ -12,7 +12,8 @@ from typing import Any
 import typer
 
 from corepool.cli import output
-from corepool.cli.client import DEFAULT_URL, Client, JsonOption, KeyOption, UrlOption
+from corepool.cli.client import DEFAULT_URL, Client, KeyOption, UrlOption
+from corepool.cli.common import JsonOption
 from corepool.errors import AuthenticationError, CorepoolError
 
 NAME = "validate"
