@@ -48,6 +48,10 @@ class FaultError(DeviceError):
     """A running core stopped on a fault: a bad instruction, an access outside its bounds, a deadlock."""
 
 
+class BusError(DeviceError):
+    """The hardware, or what stands at its edge, broke a rule of a bus; the text names bus, cycle and rule."""
+
+
 class InstructionError(CorepoolError):
     """An instruction cannot be encoded, decoded or parsed: unknown name, bad field or value out of range."""
 

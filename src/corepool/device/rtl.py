@@ -23,7 +23,7 @@ from corepool.device.base import (
 from corepool.device.leases import Held, LeasingDevice, Placed
 from corepool.device.memory import Banks
 from corepool.device.rtl_build import open_library
-from corepool.errors import DeviceError
+from corepool.errors import BusError, DeviceError
 from corepool.hardware.registers import MAGIC, State, address, part
 from corepool.isa.table import INSTRUCTION_BYTES
 
@@ -43,7 +43,9 @@ class RtlDevice(LeasingDevice[_Held]):
     """Runs the pool's Verilog; the first one of a configuration compiles it, which takes a minute or more.
 
     A fault's address beyond 4 GiB is told as 2^32 plus its lower 32 bits: that is what the registers hold.
-    Raises ToolError where Verilator or a C++ compiler is missing, ConfigError for what cannot be built.
+    Every bus at the pool's edge is watched in every cycle: a broken rule raises BusError from the call during which it
+    happened, and from all calls behind it. Raises ToolError where Verilator or a C++ compiler is missing, ConfigError
+    for what cannot be built.
     """
 
     def __init__(self, config: HardwareConfig) -> None:
@@ -68,6 +70,17 @@ class RtlDevice(LeasingDevice[_Held]):
     def cycle(self) -> int:
         return int(self._library.corepool_cycle(self._handle))
 
+    def disturb(self, seed: int) -> None:
+        """From now on memories hold back, delay and reorder all that they do at random, and the host hesitates.
+
+        What is computed stays the same; times do not, nor what one lease sees of another's. ``seed`` 0 ends it.
+        """
+        self._library.corepool_disturb(self._handle, seed)
+
+    def open_bursts(self) -> int:
+        """Bursts at the banks that are not answered; 0 while nothing runs."""
+        return int(self._library.corepool_open_bursts(self._handle))
+
     def _hold(self, lease: Lease, bases: dict[int, int]) -> _Held:
         for core in lease.cores:
             owned = 1 << part("CORE_OWNER", "owned").lsb
@@ -81,7 +94,7 @@ class RtlDevice(LeasingDevice[_Held]):
         if self.running(lease):
             self._write("POOL_KILL", 1 << lease.number)
             while self.running(lease):
-                self._library.corepool_run(self._handle, _AT_A_TIME)
+                self._run(_AT_A_TIME)
         for core in lease.cores:
             self._write("CORE_OWNER", 0, core)
 
@@ -112,7 +125,7 @@ class RtlDevice(LeasingDevice[_Held]):
             left = _AT_A_TIME if limit is None else min(_AT_A_TIME, limit - self.cycle)
             if left <= 0:
                 raise DeviceError(f"the lease is still running after {timeout_cycles} cycles")
-            self._library.corepool_run(self._handle, left)
+            self._run(left)
         return self._completion(lease)
 
     def stop(self, lease: Lease, after: Boundary = Boundary.LAYER, passing: int = 0) -> int:
@@ -159,7 +172,7 @@ class RtlDevice(LeasingDevice[_Held]):
         )
 
     def errors(self) -> int:
-        """The ERRORS register, with one bit more above: the pool went beyond the memory of a bank."""
+        """The ERRORS register, and a bit above it: the pool went beyond the memory of a bank, or never settled."""
         beyond = int(self._library.corepool_outside(self._handle)) != 0
         return self._read("POOL_ERRORS") | beyond << 31
 
@@ -180,6 +193,16 @@ class RtlDevice(LeasingDevice[_Held]):
         stopped = Position(self._read("CORE_LAYER", lease.cores[0])) if state is State.STOPPED else None
         return Completion(end - begin, begin, end, fault, self._read("LEASE_SYNCS", lease.number), stopped)
 
+    def _run(self, cycles: int) -> None:
+        """At most so many cycles, until the interrupt. Raises BusError."""
+        self._library.corepool_run(self._handle, cycles)
+        self._check_buses()
+
+    def _check_buses(self) -> None:
+        broken = self._library.corepool_broken(self._handle)
+        if broken:
+            raise BusError(f"the hardware broke a rule of its buses: {broken.decode()}; the device must be opened anew")
+
     def _read(self, name: str, index: int = 0) -> int:
         return self._read_at(address(name, index), name)
 
@@ -190,12 +213,14 @@ class RtlDevice(LeasingDevice[_Held]):
     def _read_at(self, place: int, name: str) -> int:
         value = ctypes.c_uint32()
         response = self._library.corepool_read(self._handle, place, ctypes.byref(value))
+        self._check_buses()
         if response != 0:
             raise DeviceError(f"reading register {name} was answered with {response}")
         return int(value.value)
 
     def _write(self, name: str, value: int, index: int = 0) -> None:
         response = self._library.corepool_write(self._handle, address(name, index), value)
+        self._check_buses()
         if response != 0:
             raise DeviceError(f"writing {value:#x} to register {name} was answered with {response}")
 

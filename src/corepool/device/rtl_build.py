@@ -25,8 +25,9 @@ from pathlib import Path
 import corepool
 from corepool.config import HardwareConfig
 from corepool.errors import ToolError
+from corepool.isa.table import INSTRUCTION_BYTES
 
-HARNESS = Path(__file__).with_name("harness") / "pool.cpp"
+HARNESS = Path(__file__).with_name("harness")
 LIBRARY = "libpool.so"
 _UNITS = {"fast": "-O1", "slow": "-O0"}  # -O1 compiles in a third of the time of -O2, and runs nearly as fast
 
@@ -82,6 +83,9 @@ def _open(path: Path) -> ctypes.CDLL:
         ("close", None, [handle]),
         ("cycle", long, [handle]),
         ("outside", long, [handle]),
+        ("broken", ctypes.c_char_p, [handle]),
+        ("open_bursts", long, [handle]),
+        ("disturb", None, [handle, long]),
         ("interrupt", ctypes.c_int, [handle]),
         ("run", ctypes.c_int, [handle, long]),
         ("write", ctypes.c_int, [handle, word, word]),
@@ -99,7 +103,7 @@ def _cache() -> Path:
 def _digest(config: HardwareConfig, whole: bool) -> str:
     """Of everything that the library is made from."""
     root = Path(corepool.__file__).parent
-    files = [*(root / "hardware").glob("*.py"), *(root / "isa").glob("*.py"), root / "config.py", HARNESS]
+    files = [*(root / "hardware").glob("*.py"), *(root / "isa").glob("*.py"), root / "config.py", *HARNESS.iterdir()]
     digest = hashlib.sha256(f"{json.dumps(asdict(config), sort_keys=True)} {whole}".encode())
     for file in [*sorted(files), Path(__file__)]:
         digest.update(f"\0{file.name}\0".encode() + file.read_bytes())
@@ -139,7 +143,8 @@ def _make(config: HardwareConfig, work: Path, progress: Progress, whole: bool) -
     (work / "ports.h").write_text(_ports(config, whole))
     includes = [f"-I{path}" for path in (work, *folders)]
     objects = [str(path) for folder in (*folders, _support()) for path in sorted(folder.glob("*.o"))]
-    _compile(work, ["-shared", "-Wl,-z,defs", "-O2", *includes, str(HARNESS), *objects, "-pthread", "-o", LIBRARY])
+    sources = [str(HARNESS / "pool.cpp"), *objects]
+    _compile(work, ["-shared", "-Wl,-z,defs", "-O2", *includes, *sources, "-pthread", "-o", LIBRARY])
 
 
 def _model(prefix: str, top: str, verilog: str) -> Path:
@@ -199,6 +204,7 @@ def _ports(config: HardwareConfig, whole: bool) -> str:
     from corepool.hardware.emit import CORE
     from corepool.hardware.interfaces import CoreSignature
     from corepool.hardware.library import ports
+    from corepool.hardware.writes import OPEN_BITS
 
     ddr = config.ddr
     banks = " ".join(f"DO({bank})" for bank in range(config.banks))
@@ -209,7 +215,10 @@ def _ports(config: HardwareConfig, whole: bool) -> str:
     return f"""#pragma once
 #define BANKS {config.banks}
 #define CORES {0 if whole else config.cores}
+#define CORES_PER_BANK {config.cores_per_bank}
 #define LINE_BYTES {ddr.line_bytes}
+#define OPEN_READS {_open_reads(config)}
+#define OPEN_WRITES {(1 << OPEN_BITS) - 1}
 #define READ_GAP {ddr.read_latency - READ_OVERHEAD}
 #define WRITE_GAP {ddr.write_latency - WRITE_OVERHEAD}
 #define FOR_BANKS(DO) {banks}
@@ -220,6 +229,13 @@ def _ports(config: HardwareConfig, whole: bool) -> str:
 #define TO_CORE(WIRE, n){wires[True]}
 #define FROM_CORE(WIRE, n){wires[False]}
 """
+
+
+def _open_reads(config: HardwareConfig) -> int:
+    """Lines that a core can have asked for and not got: of its loads, and of fetches that begin and end in a line."""
+    line = config.ddr.line_bytes
+    fetches = config.fetch_depth * INSTRUCTION_BYTES // line + 2
+    return config.load_outstanding * config.burst_bytes // line + fetches
 
 
 def _verilator() -> list[str]:
