@@ -22,59 +22,17 @@ from corepool.hardware.pool import Pool
 from corepool.hardware.registers import Fault, State
 from corepool.isa.codec import encode
 from corepool.isa.table import Opcode
-from support.axi import FULL, LITE, Axi4Rules, LiteRules, StreamRules, watch
+from support.axi import Axi4Rules, LiteRules, StreamRules, watch
+from support.axi_traces import GOOD, LIMITS, LITE_PLANTED, LITE_QUIET, PLANTED, QUIET, Cycle
 from support.formal import mutant
 from support.rtl import Memory, StandIn, simulate
 
 TINY = preset("tiny")
 LINE = TINY.ddr.line_bytes
-SIZE = LINE.bit_length() - 1
-QUIET = {name: 0 for channel in FULL for name in channel}
-AR = {"arvalid": 1, "arready": 1, "arid": 1, "araddr": 0x1000, "arlen": 1, "arsize": SIZE, "arburst": 1}
-AW = {"awvalid": 1, "awready": 1, "awid": 2, "awaddr": 0x2000, "awlen": 1, "awsize": SIZE, "awburst": 1}
-W = {"wvalid": 1, "wready": 1, "wdata": 5, "wstrb": 3, "wlast": 0}
-R = {"rvalid": 1, "rready": 1, "rid": 1, "rdata": 9, "rlast": 0}
-B = {"bvalid": 1, "bready": 1, "bid": 2}
-Cycle = dict[str, int]
-
-GOOD: list[Cycle] = [
-    AR | {"arready": 0},
-    AR | AW,
-    W | R,
-    R | {"rready": 0, "rlast": 1},
-    W | R | {"wlast": 1, "rlast": 1},
-    B,
-]
-PLANTED: dict[str, tuple[list[Cycle], str]] = {
-    "address withdrawn": ([AR | {"arready": 0}, {}], "arvalid fell"),
-    "address changed": ([AR | {"arready": 0}, AR | {"araddr": 0x1040}], "araddr changed"),
-    "ID changed": ([AW | {"awready": 0}, AW | {"awid": 3}], "awid changed"),
-    "data changed": ([AW, W | {"wready": 0}, W | {"wdata": 6}], "wdata changed"),
-    "strobe changed": ([AW, W | {"wready": 0}, W | {"wstrb": 1}], "wstrb changed"),
-    "read data withdrawn": ([AR, R | {"rready": 0}, {}], "rvalid fell"),
-    "answer changed": ([AW, W, W | {"wlast": 1}, B | {"bready": 0}, B | {"bid": 1}], "bid changed"),
-    "burst over 4 KiB": ([AR | {"araddr": 0x2000 - LINE}], "crosses 4 KiB"),
-    "long burst over 4 KiB": ([AW | {"awaddr": 0x1800, "awlen": 255}], "crosses 4 KiB"),
-    "not aligned": ([AR | {"araddr": 0x1008}], "not aligned"),
-    "narrow": ([AR | {"arsize": SIZE - 1}], "arsize"),
-    "wrapping": ([AW | {"awburst": 2}], "awburst"),
-    "last too soon": ([AW, W | {"wlast": 1}], "wlast is 1 on beat 1 of 2"),
-    "last missing": ([AW, W, W], "wlast is 0 on beat 2 of 2"),
-    "last missing before the address": ([W, W, AW], "wlast is 0 on beat 2 of 2"),
-    "nothing written": ([AW, W | {"wstrb": 0}], "writes nothing"),
-    "data nobody asked for": ([AR, R | {"rid": 2}], "asked for nothing"),
-    "data in the cycle of its address": ([AR | R], "asked for nothing"),
-    "data twice": ([AR, R, R | {"rlast": 1}, R], "asked for nothing"),
-    "read ends too soon": ([AR, R | {"rlast": 1}], "rlast is 1"),
-    "read does not end": ([AR, R, R], "rlast is 0"),
-    "answer before the data": ([AW, W, B], "no complete write"),
-    "answer of another ID": ([AW, W, W | {"wlast": 1}, B | {"bid": 1}], "no complete write"),
-    "answer twice": ([AW, W, W | {"wlast": 1}, B, B], "no complete write"),
-}
 
 
 def judge(cycles: list[Cycle]) -> Axi4Rules:
-    rules = Axi4Rules(LINE)
+    rules = Axi4Rules(LINE, LIMITS)
     for cycle in cycles:
         rules.see(QUIET | cycle)
     return rules
@@ -98,18 +56,6 @@ def test_planted_violations_are_found(name: str) -> None:
 def test_what_is_left_open_is_found(cut: int) -> None:
     with pytest.raises(AssertionError, match="left"):
         judge(GOOD[1 : cut + 1]).at_rest()
-
-
-LITE_QUIET = {name: 0 for channel in LITE for name in channel}
-LITE_PLANTED = {
-    "read data unasked": [{"rvalid": 1}],
-    "answer before data": [{"awvalid": 1, "awready": 1}, {"bvalid": 1}],
-    "answer changed": [
-        {"awvalid": 1, "awready": 1, "wvalid": 1, "wready": 1},
-        {"bvalid": 1, "bresp": 0},
-        {"bvalid": 1, "bresp": 2},
-    ],
-}
 
 
 @pytest.mark.parametrize("name", LITE_PLANTED)

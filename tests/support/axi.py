@@ -7,13 +7,15 @@ names the rule.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from amaranth.hdl import Value
 
 KIB_4 = 4096
 INCR = 1
+EXOKAY = 1
 MOST_BEATS = 256
 
 READ = ("arvalid", "arready", "arid", "araddr", "arlen", "arsize", "arburst")
@@ -55,11 +57,21 @@ class Handshakes:
         return accepted
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a port may do beyond what AXI4 says of every port: IDs, and bursts of one ID that wait for their answer."""
+
+    readers: Container[int] = range(1 << 16)
+    writers: Container[int] = range(1 << 16)
+    open_reads: int = 1 << 16
+    open_writes: int = 1 << 16
+
+
 class Axi4Rules:
     """A full AXI4 port with data of ``line_bytes``."""
 
-    def __init__(self, line_bytes: int) -> None:
-        self.line_bytes = line_bytes
+    def __init__(self, line_bytes: int, limits: Limits | None = None) -> None:
+        self.line_bytes, self.limits = line_bytes, limits or Limits()
         self.most_bytes = min(line_bytes, 128)  # AXI4 has no code for more
         self._handshakes = Handshakes(FULL)
         self._reads: dict[int, deque[int]] = {}  # beats left of each open burst, by ID
@@ -67,6 +79,7 @@ class Axi4Rules:
         self._early: deque[bool] = deque()  # beats that came before their address: last or not
         self._beats = 0
         self._answers: Counter[int] = Counter()  # complete writes that were not answered, by ID
+        self._writes: Counter[int] = Counter()  # writes that were not answered, by ID
         self.seen: Counter[str] = Counter()
 
     def see(self, now: Mapping[str, int]) -> None:
@@ -78,15 +91,28 @@ class Axi4Rules:
             self._read_beat(now)
         if "bvalid" in accepted:
             assert self._answers[now["bid"]] > 0, f"an answer for ID {now['bid']}, which has no complete write"
+            assert now["bresp"] != EXOKAY, "bresp is EXOKAY without an exclusive access"
             self._answers[now["bid"]] -= 1
+            self._writes[now["bid"]] -= 1
         if "arvalid" in accepted:
-            self._reads.setdefault(now["arid"], deque()).append(self._burst(now, "ar"))
+            self._ask(now["arid"], self._burst(now, "ar"))
         if "awvalid" in accepted:
             self._bursts.append((now["awid"], self._burst(now, "aw")))
+            assert now["awid"] in self.limits.writers, f"awid is {now['awid']}, which nobody has"
+            self._writes[now["awid"]] += 1
+            assert self._writes[now["awid"]] <= self.limits.open_writes, f"ID {now['awid']} has too many open writes"
         if "wvalid" in accepted:
             assert now["wstrb"], "a beat writes nothing"
+            lowest = now["wstrb"] & -now["wstrb"]
+            assert now["wstrb"] & (now["wstrb"] + lowest) == 0, f"the strobe {now['wstrb']:#x} is in pieces"
             self._early.append(bool(now["wlast"]))
         self._match()
+
+    def _ask(self, ident: int, beats: int) -> None:
+        assert ident in self.limits.readers, f"arid is {ident}, which nobody has"
+        waiting = self._reads.setdefault(ident, deque())
+        waiting.append(beats)
+        assert len(waiting) <= self.limits.open_reads, f"ID {ident} has too many open reads"
 
     def _burst(self, now: Mapping[str, int], channel: str) -> int:
         """Judge a burst's address; returns its beats."""
@@ -103,6 +129,7 @@ class Axi4Rules:
     def _read_beat(self, now: Mapping[str, int]) -> None:
         open_ = self._reads.get(now["rid"])
         assert open_, f"data for ID {now['rid']}, which has asked for nothing"
+        assert now["rresp"] != EXOKAY, "rresp is EXOKAY without an exclusive access"
         open_[0] -= 1
         assert bool(now["rlast"]) == (open_[0] == 0), f"rlast is {now['rlast']} with {open_[0]} beats to come"
         if not open_[0]:
@@ -129,7 +156,7 @@ class Axi4Rules:
 
 
 class LiteRules:
-    """An AXI4-Lite port: every access is answered once."""
+    """An AXI4-Lite port: one read and one write at a time, each answered once."""
 
     def __init__(self) -> None:
         self._handshakes = Handshakes(LITE)
@@ -144,7 +171,11 @@ class LiteRules:
         if now["bvalid"]:
             written = min(seen["awvalid"], seen["wvalid"])
             assert seen["bvalid"] < written, "an answer without a write"
+        for channel in ("r", "b"):
+            assert not (now[f"{channel}valid"] and now[f"{channel}resp"] == EXOKAY), f"{channel}resp is EXOKAY"
         seen.update(accepted)
+        assert seen["arvalid"] - seen["rvalid"] <= 1, "two reads are open"
+        assert max(seen["awvalid"], seen["wvalid"]) - seen["bvalid"] <= 1, "two writes are open"
 
 
 async def watch(ctx: Any, bus: Any, rules: Axi4Rules | LiteRules) -> None:
