@@ -192,9 +192,9 @@ async def both(ctx: Any, block: Dispatcher, model: Model, now: dict[str, Any]) -
 
 
 def any_cycle(rng: np.random.Generator, word: bytes | None, busy: float) -> dict[str, Any]:
-    """Units that are free and raise with some chance, and a lease that releases now and then."""
-    chance = {name: bool(rng.random() < busy) for name in ("drained", "written", "load_raise", "save_raise")}
-    chance |= {name: bool(rng.random() < busy) for name in ("compute_raise_prev", "compute_raise_next")}
+    """Units that are free with some chance and raise a few tokens, and a lease that releases now and then."""
+    chance = {name: bool(rng.random() < busy) for name in ("drained", "written")}
+    chance |= {raises: bool(rng.random() < 0.15 * busy) for raises, *_ in COUNTERS}
     indices = {name: int(rng.integers(1 << 32)) for name in ("load_index", "compute_index", "save_index")}
     free = [bool(rng.random() < busy) for _ in range(3)]
     drain, release = bool(rng.random() < 0.2), bool(rng.random() < 0.15)
