@@ -126,15 +126,16 @@ def test_the_register_port_under_back_pressure(seed: int) -> None:
 
     async def registers(ctx: Any) -> None:
         """Even addresses of words are there; they read as their own address."""
-        port = block.registers
+        port, late = block.registers, (0, 0)  # data come two cycles after their address
         async for _, _, write, at, data, ask, where in ctx.tick().sample(
             port.write, port.write_address, port.write_data, port.read, port.read_address
         ):
             if write:
                 stored.append((at, data))
             ctx.set(port.write_error, int(bool(write) and at % 8 != 0))
-            ctx.set(port.read_error, int(bool(ask) and where % 8 != 0))
-            ctx.set(port.read_data, where)
+            ctx.set(port.read_error, int(bool(late[0]) and late[1] % 8 != 0))
+            ctx.set(port.read_data, late[1])
+            late = ask, where
 
     async def offer(ctx: Any, valid: Any, ready: Any, signals: list[Any], values: list[tuple[int, ...]]) -> None:
         for each in values:

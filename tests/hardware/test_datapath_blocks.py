@@ -213,6 +213,7 @@ def test_results_of_random_sums(kind: str) -> None:
             ctx.set(getattr(block.constants, name), value)
         pixels = 12
         expected: deque[list[int]] = deque()
+        asked = [0] * CHANNELS
         for now in range(pixels + block.DELAY):
             if now < pixels:
                 row, operands = [], 0
@@ -229,8 +230,9 @@ def test_results_of_random_sums(kind: str) -> None:
                     row.append(case.result(total, bias, multiplier, shift, operand))
                 ctx.set(block.operand, operands)
                 expected.append(row)
-            for number in range(CHANNELS):  # the tables answer in the same cycle
-                ctx.set(block.entry[number], case.table[wrapped(ctx.get(block.index[number]), 8) + 128] & 255)
+            for number in range(CHANNELS):  # the tables answer a cycle later
+                ctx.set(block.entry[number], case.table[wrapped(asked[number], 8) + 128] & 255)
+            asked = [ctx.get(index) for index in block.index]
             if now >= block.DELAY:
                 word = ctx.get(block.result)
                 assert [wrapped(word >> 8 * n, 8) for n in range(CHANNELS)] == expected.popleft(), case

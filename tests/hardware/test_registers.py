@@ -64,6 +64,8 @@ def test_every_listed_address_answers_and_no_other() -> None:
             ctx.set(dut.bus.read_address, place)
             ctx.set(dut.bus.read, 1)
             await ctx.tick()
+            ctx.set(dut.bus.read, 0)
+            await ctx.tick()
             assert ctx.get(dut.bus.read_error) == (place not in places), hex(place)
             if place in places:
                 assert ctx.get(dut.bus.read_data) == wanted.get(place, 0), hex(place)

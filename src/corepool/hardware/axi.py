@@ -75,7 +75,7 @@ class RegisterBus(wiring.Signature):
     """What the bridge asks of a register file, seen from the bridge.
 
     ``write`` (with ``write_address``, ``write_data``) or ``read`` (with ``read_address``) are pulses; the register file
-    answers in the next cycle with ``write_error``, or ``read_data`` and ``read_error``.
+    answers in the next cycle with ``write_error``, or two cycles later with ``read_data`` and ``read_error``.
     """
 
     def __init__(self) -> None:
@@ -124,11 +124,11 @@ class LiteBridge(wiring.Component):
 
     def _reads(self, m: Module) -> None:
         host, registers = self.host, self.registers
-        asked = Signal()
-        take = host.arvalid & ~asked & ~host.rvalid
+        asked, answered = Signal(), Signal()
+        take = host.arvalid & ~asked & ~answered & ~host.rvalid
         m.d.comb += [host.arready.eq(take), registers.read.eq(take), registers.read_address.eq(host.araddr)]
-        m.d.sync += asked.eq(take)
-        with m.If(asked):
+        m.d.sync += [asked.eq(take), answered.eq(asked)]
+        with m.If(answered):
             m.d.sync += [
                 host.rvalid.eq(1),
                 host.rdata.eq(registers.read_data),

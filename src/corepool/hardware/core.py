@@ -140,9 +140,8 @@ class Core(wiring.Component):
             pairs = zip(getattr(target, name), getattr(source, name), strict=True)
             m.d.comb += [mine.eq(other) for mine, other in pairs]
         m.d.comb += [mine.eq(other) for mine, other in zip(memories.loads, place.writes, strict=True)]
-        low = bits_for(len(place.results_taken))
-        with m.If(compute.next_write):
-            m.d.comb += place.results_taken.eq(1 << compute.next_address[:low])
+        m.d.comb += place.result_taken.eq(compute.next_write)
+        m.d.comb += place.result_column.eq(compute.next_address[: len(place.result_column)])
 
     def _clear(self, m: Module, memories: Memories, compute: ComputeUnit) -> None:
         """One word of every memory a cycle, from the first to the deepest."""

@@ -67,6 +67,7 @@ class LoadUnit(wiring.Component):
             self.part.skip.eq(walker.first.address[shift:]),
             self.part.words.eq(walker.words),
             self.part.first.eq(~begun),
+            self.part.last.eq(walker.last),
         ]
         m.d.comb += [open_.push.eq(self.request), open_.pop.eq(self.complete), open_.clear.eq(self.reset)]
         m.d.comb += [

@@ -18,6 +18,7 @@ from corepool.isa.table import Target
 # Nothing reads a word in the cycle in which it is written, in any program whose tokens order its instructions. So block
 # RAM of any kind will do; a synthesiser would otherwise build logic that keeps the old word for such a reader.
 _UNORDERED = {"no_rw_check": 1}
+_BLOCK = {"ram_style": "block"}  # of lookup tables a small memory would take hundreds
 
 
 def bits_for(count: int) -> int:
@@ -81,20 +82,32 @@ def deepest(config: HardwareConfig) -> int:
     return max(cut.depth for cut in columns(config).values())
 
 
+def lanes(config: HardwareConfig) -> int:
+    """Words that loads can write in one cycle. Lane l leads to the columns l, l + lanes, l + 2 lanes ... of every
+    memory: enough for words of features that meet in few banks, no matter how many columns there are."""
+    return min(2 * pieces_per_cycle(config), config.feature_banks)
+
+
 def write_layout(config: HardwareConfig) -> data.StructLayout:
     """A word for one column of one memory."""
     return data.StructLayout(
-        {"valid": 1, "target": 3, "address": bits_for(deepest(config)), "data": 8 * config.word_bytes}
+        {
+            "valid": 1,
+            "target": 3,
+            "column": bits_for(column_count(config)),
+            "address": bits_for(deepest(config)),
+            "data": 8 * config.word_bytes,
+        }
     )
 
 
 class Memories(wiring.Component):
     """All memories of a core. Addresses wrap at their widths.
 
-    ``loads``: a write per column, of any target. ``clear`` with ``clear_address`` zeroes that word of every column.
+    ``loads``: a write per lane, of any target. ``clear`` with ``clear_address`` zeroes that word of every column.
     ``result_write``: the compute unit's word; a load into the same column of the results must not come with it.
     Reading, data follow the address by ``READ_DELAY`` cycles: ``feature_lines`` [2P], ``weight_address``,
-    ``parameter_address``, ``operand_address``; by one cycle: ``save_address``; at once: ``table_index`` [C].
+    ``parameter_address``, ``operand_address``; by one cycle: ``save_address``, ``table_index`` [C].
     """
 
     READ_DELAY = 2
@@ -103,7 +116,7 @@ class Memories(wiring.Component):
         self.config, self.cuts = config, columns(config)
         word, channels = 8 * config.word_bytes, config.channels
         members = {
-            "loads": In(write_layout(config)).array(column_count(config)),
+            "loads": In(write_layout(config)).array(lanes(config)),
             "clear": In(1),
             "clear_address": In(bits_for(deepest(config))),
             "result_write": In(1),
@@ -127,6 +140,15 @@ class Memories(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        self._loaded = []  # of every lane address and data, those of clearing among them
+        for number, load in enumerate(self.loads):
+            address, word = (
+                Signal.like(load.address, name=f"load_address_{number}"),
+                Signal.like(load.data, name=f"load_data_{number}"),
+            )
+            m.d.comb += address.eq(Mux(self.clear, self.clear_address, load.address))
+            m.d.comb += word.eq(Mux(self.clear, 0, load.data))
+            self._loaded.append((address, word))
         for bank, lines in enumerate(self.feature_lines):
             m.d.sync += self.features[bank].eq(self._column(m, Target.FEATURE, bank, lines))
         m.d.sync += self.weights.eq(self._wide_word(m, Target.WEIGHT, self.weight_address))
@@ -160,8 +182,9 @@ class Memories(wiring.Component):
 
     def _column(self, m: Module, target: Target, number: int, address: Value, copy: str = "") -> Value:
         """One RAM with its write port; returns the data of a read port that is one cycle behind ``address``."""
+        attributes = _UNORDERED | (_BLOCK if target in (Target.PARAMETER, Target.LUT) else {})
         storage = memory.Memory(
-            shape=8 * self.config.word_bytes, depth=self.cuts[target].depth, init=[], attrs=_UNORDERED
+            shape=8 * self.config.word_bytes, depth=self.cuts[target].depth, init=[], attrs=attributes
         )
         m.submodules[f"{target.name.lower()}{copy and '_' + copy}_{number}"] = storage
         read = storage.read_port()
@@ -170,13 +193,12 @@ class Memories(wiring.Component):
         return read.data
 
     def _write(self, m: Module, target: Target, number: int, write: memory.WritePort) -> None:
-        load = self.loads[number]
+        lane = number % len(self.loads)
+        load, (address, word) = self.loads[lane], self._loaded[lane]
         loading = load.valid & (load.target == int(target))
-        m.d.comb += [
-            write.en.eq(loading | self.clear),
-            write.addr.eq(Mux(self.clear, self.clear_address, load.address)),
-            write.data.eq(Mux(self.clear, 0, load.data)),
-        ]
+        if self.cuts[target].count > len(self.loads):
+            loading &= load.column == number
+        m.d.comb += [write.en.eq(loading | self.clear), write.addr.eq(address), write.data.eq(word)]
         if target is Target.RESULT:
             low = bits_for(self.cuts[target].count)
             with m.If(self.result_write & (self.result_address[:low] == number)):
@@ -189,17 +211,10 @@ class Memories(wiring.Component):
     def _table(self, m: Module, channel: int) -> None:
         """A copy of the tables for one channel: a row of C entries is read, and one of them chosen."""
         cut = self.cuts[Target.LUT]
-        inner = bits_for(self.config.channels)
+        inner, low = bits_for(self.config.channels), (cut.count - 1).bit_length()
         index = Cat(self.table_index[channel] ^ 0x80, self.table_slot)
         row = index[inner:]
-        low = bits_for(cut.count) if cut.count > 1 else 0
-        rows = []
-        for number in range(cut.count):
-            storage = memory.Memory(shape=8 * self.config.word_bytes, depth=cut.depth, init=[])
-            m.submodules[f"table_{channel}_{number}"] = storage
-            read = storage.read_port(domain="comb")
-            m.d.comb += read.addr.eq(row[low:])
-            self._write(m, Target.LUT, number, storage.write_port())
-            rows.append(read.data)
-        chosen = Array(rows)[row[:low]] if low else rows[0]
-        m.d.comb += self.table_data[channel].eq(chosen.word_select(index[:inner], 8))
+        rows = [self._column(m, Target.LUT, at, row[low:], f"for_{channel}") for at in range(cut.count)]
+        place = Signal(inner + low, name=f"entry_{channel}")
+        m.d.sync += place.eq(index[: inner + low])
+        m.d.comb += self.table_data[channel].eq(Cat(*rows).word_select(place, 8))

@@ -6,8 +6,10 @@ It must not know what registers mean; values come in, strobes go out.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
+from operator import or_
 
-from amaranth.hdl import Module, Signal, Value
+from amaranth.hdl import Cat, Module, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -76,21 +78,32 @@ class RegisterFile(wiring.Component):
         m.d.sync += bus.write_error.eq(bus.write & ~good)
 
     def _read(self, m: Module) -> None:
-        bus, upper, known = self.bus, Signal(32), Signal()
-        with m.If(bus.read), m.Switch(bus.read_address):
-            for register, index in self._each():
-                place = register.address(index)
-                with m.Case(place):
-                    m.d.comb += known.eq(1)
-                    if register.access is Access.WRITE:
-                        m.d.sync += bus.read_data.eq(0)
-                    else:
-                        value = getattr(self, f"value_{member(register)}")[index]
-                        m.d.sync += bus.read_data.eq(value[:32])
-                        if register.words == 2:
-                            m.d.sync += upper.eq(value[32:])
-                if register.words == 2:
-                    with m.Case(place + 4):
-                        m.d.comb += known.eq(1)
-                        m.d.sync += bus.read_data.eq(upper)
-        m.d.sync += bus.read_error.eq(bus.read & ~known)
+        """First a bit is set for the word at the address; a cycle later it lets the word's value through."""
+        bus, upper = self.bus, Signal(32)
+        hits: list[Value] = []
+        words: list[Value] = []
+        uppers: list[Value] = []  # of 64-bit registers, kept when their lower halves are read
+        lowers: list[Value] = []  # the bits of those halves, and of the upper ones
+        seconds: list[Value] = []
+
+        def hit(address: int) -> Signal:
+            found = Signal(name=f"read_{address:x}")
+            m.d.sync += found.eq(bus.read & (bus.read_address == address))
+            hits.append(found)
+            return found
+
+        for register, index in self._each():
+            first = hit(register.address(index))
+            if register.access is Access.WRITE:
+                continue
+            value = getattr(self, f"value_{member(register)}")[index]
+            words.append(value[:32] & first.replicate(32))
+            if register.words == 2:
+                lowers.append(first)
+                uppers.append(value[32:] & first.replicate(32))
+                seconds.append(hit(register.address(index) + 4))
+        asked, second = Signal(), Cat(*seconds).any()
+        m.d.sync += [asked.eq(bus.read), bus.read_error.eq(asked & ~Cat(*hits).any())]
+        m.d.sync += bus.read_data.eq(reduce(or_, words) | (upper & second.replicate(32)))
+        with m.If(Cat(*lowers).any()):
+            m.d.sync += upper.eq(reduce(or_, uppers))

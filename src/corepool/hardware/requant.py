@@ -94,7 +94,7 @@ class Channel(wiring.Component):
         self._second = Signal(signed(WIDE + 9), name="second")
         self._late_operand = delayed(m, self.operand, 6, "operand")
         self._multiply_second(m)
-        requantised = self._requantised(m)
+        requantised, before = self._requantised(m)
         scaled = Signal(signed(8))  # x + 6
         m.d.sync += scaled.eq(Mux(mode.early, entry, requantised))
         first, upper = Signal(signed(WIDE + 9)), Signal(signed(43 - WIDE))
@@ -112,9 +112,10 @@ class Channel(wiring.Component):
         m.d.sync += shifted.eq(bounded_shift(m, total, mode.shift, _NEAR, "sum"))  # x + 9
         clamped = _clamped(m, shifted, mode.combined, "added")
         passed = delayed(m, scaled, 3, "passed")
-        combined, final = Signal(signed(8)), Signal(8)
-        m.d.sync += combined.eq(Mux(mode.combine, clamped, passed))  # x + 10
-        m.d.comb += self.index.eq(Mux(mode.late, combined, requantised))
+        combined, final, behind = Signal(signed(8)), Signal(8), Signal(signed(8))
+        m.d.comb += behind.eq(Mux(mode.combine, clamped, passed))
+        m.d.sync += combined.eq(behind)  # x + 10
+        m.d.comb += self.index.eq(Mux(mode.late, behind, before))
         m.d.sync += final.eq(Mux(mode.late, self.entry, combined))  # x + 11
         m.d.comb += self.result.eq(final)
         return m
@@ -131,8 +132,8 @@ class Channel(wiring.Component):
             m.d.comb += [wide.eq(self.b[:WIDE]), narrow.eq(self._late_operand)]
         m.d.sync += self._second.eq(wide * narrow)
 
-    def _requantised(self, m: Module) -> Value:
-        """What stands behind the requantisation, in x + 5."""
+    def _requantised(self, m: Module) -> tuple[Value, Value]:
+        """What stands behind the requantisation, in x + 5, and the same a cycle before."""
         mode, channel = self.mode, self.channel
         left, right, factor = Signal(signed(33)), Signal(signed(17)), Signal(signed(18))
         shift = Signal(6)
@@ -151,16 +152,17 @@ class Channel(wiring.Component):
         m.d.sync += shifted.eq(bounded_shift(m, again, amount, _NEAR, "product"))  # x + 4
         straight = delayed(m, self.total[:8].as_signed(), 4, "straight")
         value = _clamped(m, Mux(mode.maximum, straight << 1, shifted), mode.scaled, "scale")
-        result = Signal(signed(8))
-        m.d.sync += result.eq(Mux(mode.add, straight, value))  # x + 5
-        return result
+        result, before = Signal(signed(8)), Signal(signed(8))
+        m.d.comb += before.eq(Mux(mode.add, straight, value))
+        m.d.sync += result.eq(before)  # x + 5
+        return result, before
 
 
 class Requantiser(wiring.Component):
     """``sums`` [C], ``channels`` (parameters) and ``operand`` in cycle x; ``result`` in x + DELAY.
 
     ``op``, ``plan`` and ``constants`` stay while an instruction's results pass. ``index`` to the tables, ``entry``
-    back in the same cycle. For ADD and MUL the lower eight bits of a sum are the feature; MUL takes the lower eight
+    back in the next cycle. For ADD and MUL the lower eight bits of a sum are the feature; MUL takes the lower eight
     bits of its two zero
     points, which have no more. The lower eight bits of a sum are also the maximum.
     """
