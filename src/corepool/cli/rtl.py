@@ -48,9 +48,18 @@ def emit(
 
 @app.command(name="synth")
 def synth(
-    config: Annotated[str, typer.Option(help="Hardware configuration: u200, large or tiny.")] = "u200",
+    config: Annotated[
+        str, typer.Option(help="Hardware configuration: u200, large or tiny.", show_default="u200; tiny with --ecp5")
+    ] = "",
     block: Annotated[str, typer.Option(help="What to synthesise: pool, core, or a part of them.")] = "pool",
-    ecp5: Annotated[bool, typer.Option("--ecp5", help="Place and route the pool for a Lattice ECP5-85K.")] = False,
+    ecp5: Annotated[
+        bool,
+        typer.Option(
+            "--ecp5",
+            help="Place and route the pool for a Lattice ECP5-85K, down to a bitstream; of tiny two cores on one bank, "
+            "unless told otherwise, since more do not fit.",
+        ),
+    ] = False,
     cores: Annotated[int, typer.Option(min=0, help="Other than the configuration's number of cores.")] = 0,
     banks: Annotated[int, typer.Option(min=0, help="Other than the configuration's number of banks.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of the placement for ECP5.")] = 1,
@@ -60,6 +69,9 @@ def synth(
     json: JsonOption = False,
 ) -> None:
     """Synthesise for Xilinx UltraScale+, or make a bitstream for a Lattice ECP5. Takes minutes."""
+    config = config or ("tiny" if ecp5 else "u200")
+    if ecp5 and config == "tiny" and not cores and not banks:
+        cores, banks = 2, 1
     chosen = hardware(config)
     if cores or banks:
         config = f"{config}-{cores or chosen.cores}x{banks or chosen.banks}"
@@ -80,7 +92,7 @@ def synth(
                 print(what, file=sys.stderr, flush=True)
 
         result = place_and_route(chosen, out, tell, seed) if ecp5 else synthesise(chosen, block, tell)
-    name = f"{config}-ecp5" if ecp5 else config if block == "pool" else f"{config}-{block}"
+    name = "ecp5" if ecp5 else config if block == "pool" else f"{config}-{block}"
     with replacing(out / f"{name}.json") as file:
         file.write((dumps(result, indent=1) + "\n").encode())
     if json:

@@ -17,7 +17,7 @@ from corepool.errors import InputError
 from corepool.hardware.emit import TOP
 from corepool.hardware.synth import RESOURCES, Area
 
-ECP5 = "tiny-2x1-ecp5"  # two cores of tiny on one bank: four do not fit
+ECP5 = "ecp5"  # two cores of tiny on one bank: four do not fit
 MEASURED = Path(__file__).with_name("measured")
 BEGIN, END = "<!-- areas: made by python -m corepool.hardware.areas -->", "<!-- end of areas -->"
 

@@ -17,7 +17,7 @@ from typing import Any
 from corepool.config import HardwareConfig
 from corepool.errors import ToolError
 from corepool.hardware.core import Core
-from corepool.hardware.emit import TOP, to_rtlil
+from corepool.hardware.emit import CORE, TOP, to_rtlil
 from corepool.hardware.pins import Pins
 from corepool.hardware.pool import Pool
 from corepool.hardware.synth import Tell, origin, run, since, stat_of
@@ -83,9 +83,15 @@ def result(
 
 
 def _synthesise(pins: Pins, netlist: Path, what: str, tell: Tell) -> dict[str, Any]:
-    """Netlist of the whole; returns its modules as they were before they were put into one."""
-    script = [f"synth_ecp5 -noflatten -top {PINS}", "tee -q -o modules.json stat -json", "flatten", "opt_clean"]
-    script.append("write_json netlist.json")
+    """Netlist of the whole; returns its modules as they were before they were put into one.
+
+    Pool, cores, ports and banks stay apart until then, so that each is mapped once; what lies within them is mapped
+    together, so that no bit of an instruction is kept for a unit that has no use for it.
+    """
+    kept = " ".join((TOP, CORE, "corepool_port", "corepool_bank"))
+    script = [f"hierarchy -top {PINS}", f"setattr -mod -set keep_hierarchy 1 {kept}", f"synth_ecp5 -top {PINS}"]
+    script += ["tee -q -o modules.json stat -json", f"setattr -mod -unset keep_hierarchy {kept}"]
+    script += ["flatten", "opt_clean", "write_json netlist.json"]
     texts = to_rtlil(pins, PINS)
     return stat_of(run(texts, script, what, tell, "modules.json", {"netlist.json": netlist}), PINS)
 
