@@ -16,7 +16,7 @@ from corepool.config import preset
 from corepool.hardware.dispatch import Dispatcher
 from corepool.hardware.registers import Fault
 from corepool.isa.codec import Decoded, decode, encode
-from corepool.isa.table import INSTRUCTIONS, Opcode, PoolMode, Unit
+from corepool.isa.table import INSTRUCTIONS, Opcode, PoolMode, Unit, fields_of
 from support.blocks import simulate
 from support.cycle_model import defined
 
@@ -58,7 +58,7 @@ def random_word(rng: np.random.Generator) -> bytes:
         return sync(int(rng.integers(0, 4)), int(rng.integers(1 << 16)))
     opcode = list(WORDS)[rng.integers(len(WORDS))]
     names = ("wait_prev", "wait_next", "raise_prev", "raise_next")
-    has = {spec.name for spec in INSTRUCTIONS[opcode].fields}
+    has = {spec.name for spec in fields_of(opcode)}
     return transfer(opcode, **{name: int(rng.integers(2)) for name in names if name in has})
 
 
@@ -79,6 +79,7 @@ class Model:
     tokens: list[int] = field(default_factory=lambda: [0] * 4)
     index: int = 0
     stays: bool = False  # a core that has arrived early stays arrived
+    just_in_time: int = 0  # tokens that were taken in the cycle in which they came, in the latest step
 
     def starts(self, now: dict[str, Any]) -> list[bool]:
         """Which units start: at the head of its queue, unit free, all tokens there (one raised now counts)."""
@@ -126,8 +127,10 @@ class Model:
         return seen
 
     def _after(self, now: dict[str, Any], seen: dict[str, Any], op: Any, unit: Any, early: bool) -> None:
+        self.just_in_time = 0
         for number, (raises, _, taker, flag) in enumerate(COUNTERS):
             taken = seen["go"][taker] and self.queues[taker][0][1].values[flag]
+            self.just_in_time += bool(taken) and self.tokens[number] == 0
             self.tokens[number] += int(now[raises]) - int(taken)
         for queue, started in zip(self.queues, seen["go"], strict=True):
             if started:
@@ -191,10 +194,12 @@ async def both(ctx: Any, block: Dispatcher, model: Model, now: dict[str, Any]) -
     return expected
 
 
-def any_cycle(rng: np.random.Generator, word: bytes | None, busy: float) -> dict[str, Any]:
-    """Units that are free with some chance and raise a few tokens, and a lease that releases now and then."""
+def any_cycle(rng: np.random.Generator, tokens: list[int], word: bytes | None, busy: float) -> dict[str, Any]:
+    """Units that are free with some chance and raise few tokens but where there are none, so that these are waited for;
+    and a lease that releases now and then."""
     chance = {name: bool(rng.random() < busy) for name in ("drained", "written")}
-    chance |= {raises: bool(rng.random() < 0.15 * busy) for raises, *_ in COUNTERS}
+    for (raises, *_), there in zip(COUNTERS, tokens, strict=True):
+        chance[raises] = bool(rng.random() < (0.02 if there else 0.2))
     indices = {name: int(rng.integers(1 << 32)) for name in ("load_index", "compute_index", "save_index")}
     free = [bool(rng.random() < busy) for _ in range(3)]
     drain, release = bool(rng.random() < 0.2), bool(rng.random() < 0.15)
@@ -212,12 +217,13 @@ def test_every_cycle_is_as_the_manual_says(busy: float, rng: np.random.Generator
             stream = deque([*(random_word(rng) for _ in range(40)), *([last] if last is not None else [])])
             for _ in range(600):
                 shown = stream[0] if stream and rng.random() < 0.8 else None
-                now = any_cycle(rng, shown, busy) | {"stream_end": not stream}
+                now = any_cycle(rng, model.tokens, shown, busy) | {"stream_end": not stream}
                 happened = await both(ctx, block, model, now)
                 if happened["ready"]:
                     stream.popleft()
                 seen.update(name for name in ("arrived", "ended") if happened[name])
                 seen["go"] += sum(happened["go"])
+                seen["taken as it came"] += model.just_in_time
                 if happened["fault"] is not None:
                     faults[happened["fault"][0]] += 1
                     break
@@ -228,6 +234,7 @@ def test_every_cycle_is_as_the_manual_says(busy: float, rng: np.random.Generator
     assert seen["ended"] == 1
     assert seen["arrived"] > 5
     assert seen["go"] > 100
+    assert seen["taken as it came"] > 3
     assert faults == {Fault.UNDEFINED: 2, Fault.FOREIGN_SYNC: 1, Fault.STREAM_END: 1}
 
 
@@ -248,6 +255,23 @@ def test_a_token_too_many_is_told_with_who_raised_it(number: int, rng: np.random
         last = await both(ctx, block, model, IDLE | {raises: 1, who: index, "free": free})
         assert last["go"][taker]
         assert last["fault"] == (Fault.TOKENS, index)
+
+    simulate(block, bench)
+
+
+def test_of_tokens_too_many_in_one_cycle_the_first_unit_is_told() -> None:
+    """Of instructions that end in one cycle the order is that of their units."""
+    block = Dispatcher(CONFIG)
+    raises = dict.fromkeys((name for name, *_ in COUNTERS), 1)
+    indices = {"load_index": 5, "compute_index": 6, "save_index": 7}
+
+    async def bench(ctx: Any) -> None:
+        for first, index in (("load_raise", 5), ("compute_raise_prev", 6), ("compute_raise_next", 6)):
+            model = await begin(ctx, block)
+            late = dict(list(raises.items())[list(raises).index(first) :])
+            for _ in range(MOST):
+                assert (await both(ctx, block, model, IDLE | late))["fault"] is None
+            assert (await both(ctx, block, model, IDLE | late | indices))["fault"] == (Fault.TOKENS, index)
 
     simulate(block, bench)
 

@@ -6,13 +6,11 @@ It must not know the pool around them; requests are granted, lines come and buff
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from amaranth.sim import Simulator
 
 from corepool.config import preset
 from corepool.hardware.fetch import Fetcher
@@ -24,21 +22,11 @@ from corepool.hardware.writes import WriteBuffer
 from corepool.isa.codec import decode, encode
 from corepool.isa.table import Opcode
 from support.axi import StreamRules
+from support.blocks import simulate
 from support.cycle_model import bursts
 
 TINY = preset("tiny")
 WORD, LINE = TINY.word_bytes, TINY.ddr.line_bytes
-
-
-def simulate(
-    block: Any, bench: Callable[[Any], Awaitable[None]], *background: Callable[[Any], Awaitable[None]]
-) -> None:
-    simulator = Simulator(block)
-    simulator.add_clock(1e-6)
-    simulator.add_testbench(bench)
-    for process in background:
-        simulator.add_testbench(process, background=True)
-    simulator.run()
 
 
 @pytest.mark.parametrize("seed", range(4))

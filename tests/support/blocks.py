@@ -10,11 +10,15 @@ from typing import Any
 
 from amaranth.sim import Simulator
 
+Bench = Callable[[Any], Awaitable[None]]
 
-def simulate(block: Any, bench: Callable[[Any], Awaitable[None]], clock: bool = True) -> None:
-    """Simulate until the testbench ends; ``clock`` False: a block without memory."""
+
+def simulate(block: Any, bench: Bench, *background: Bench, clock: bool = True) -> None:
+    """Simulate until the testbench ends, with others beside it; ``clock`` False: a block without memory."""
     simulator = Simulator(block)
     if clock:
         simulator.add_clock(1e-6)
     simulator.add_testbench(bench)
+    for process in background:
+        simulator.add_testbench(process, background=True)
     simulator.run()
