@@ -124,6 +124,18 @@ def test_tables_in_the_document_are_those_of_the_results(tmp_path: Path) -> None
     assert areas.main([str(copy)]) == 1
 
 
+def test_the_table_of_a_routed_pool() -> None:
+    used = {"lut4": 100, "ff": 50, "mult18": 2, "ram18k": 1, "ramw": 3}
+    result = {
+        "used": used, "available": {kind: 2 * count for kind, count in used.items()}, "megahertz": 12.5,
+        "asked_megahertz": 25, "cpu_seconds": 601.0, "bitstream_bytes": 12345, "part": "a part", "wrapper_ff": 7,
+        "cells": {"pool": {"TRELLIS_FF": 43}, "with wrapper": {"TRELLIS_FF": 50}},
+    } | _result()  # fmt: skip
+    text = "\n".join(areas.ecp5_table(result))
+    for told in ("| LUT4 | 100 | 200 | 50% |", "**12.5 MHz** (asked: 25)", "10 minutes", "12,345 bytes", "7 more"):
+        assert told in text
+
+
 def test_a_missing_or_broken_result_is_named(tmp_path: Path) -> None:
     for content in (None, "{", "[]", "{}"):
         if content is not None:

@@ -181,6 +181,8 @@ def ecp5_table(result: Mapping[str, Any]) -> list[str]:
         "",
         f"Largest clock by timing analysis: **{result['megahertz']} MHz** (asked: {result['asked_megahertz']}).",
     ]
+    if "cpu_seconds" in result:
+        lines[-1] += f" Synthesis, placing and routing took {result['cpu_seconds'] / 60:.0f} minutes of one processor."
     cells = result["cells"]
     flops = cells["with wrapper"].get("TRELLIS_FF", 0) - cells["pool"].get("TRELLIS_FF", 0)
     lines.append(
