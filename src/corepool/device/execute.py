@@ -6,12 +6,13 @@ It must not know when anything happens; it is handed instructions in order and t
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from corepool.config import HardwareConfig
-from corepool.device import kernels
+from corepool.device import kernels, planes
 from corepool.device.blas import one_thread
 from corepool.device.decode import COLUMN
 from corepool.device.memory import Banks
@@ -22,9 +23,9 @@ Floats = npt.NDArray[np.float32]
 EXACT_PRODUCTS = 1024  # so many products of two INT8 values sum up to at most 2^24, which float32 still counts exactly
 _AT_A_TIME = 1 << 19  # floats of a matrix: stays in the caches, and bounds what a senseless instruction can take
 _LEAST_PIXELS = 64
-_FEW_PIXELS = 4  # up to here, direct loops beat the copies that a matrix product needs
-_SMALL = 1 << 16  # floats of each matrix of a product that is done in compiled code, without Python between
-_SMALL_PRODUCTS = 1 << 18  # there it takes some tens of microseconds; from here on a library is faster
+_PLANES = 1 << 17  # floats of a tile that is laid out as planes: stays in the caches
+_SUMS = 1 << 16
+_SMALL_PRODUCTS = 1 << 22  # of a CONV; from here on a library is faster than compiled loops
 _COLUMNS = np.array([COLUMN[name] for name in kernels.NAMES])
 
 
@@ -35,8 +36,16 @@ class DataPass:
         self.memories = _memories(config, banks)
         self._home = np.array([config.bank_of(core) for core in range(config.cores)], np.int64)
         self._weights: list[tuple[tuple[int, ...], Floats] | None] = [None] * config.cores
-        room = [np.empty(_SMALL, np.float32) for _ in range(3)]
-        self._scratch = kernels.Scratch(room[0], room[1], room[2], EXACT_PRODUCTS, _SMALL_PRODUCTS)
+        self._scratch = planes.Scratch(
+            words=np.empty(_PLANES // 4, self.memories.result_words.dtype),
+            planes=np.empty(_PLANES, np.float32),
+            sums=np.empty(_SUMS, np.float32),
+            codes=np.empty(_SUMS, np.int8),
+            factors=np.empty(8, np.float32),
+            places=np.empty(4, np.int64),
+            terms=EXACT_PRODUCTS,
+            products=_SMALL_PRODUCTS,
+        )
         self._features = [np.empty(0, np.float32)]
         self._parts = [np.empty(0, np.float32)]
 
@@ -52,9 +61,7 @@ class DataPass:
         number = 0
         with one_thread():
             while True:
-                number = kernels.execute(
-                    self.memories, bases, self._home, cores, ops, number, _FEW_PIXELS, self._scratch
-                )
+                number = planes.execute(self.memories, bases, self._home, cores, ops, number, self._scratch)
                 if number == len(ops):
                     return
                 self._convolve(int(cores[number]), ops[number])
@@ -109,9 +116,18 @@ def _memories(config: HardwareConfig, banks: Banks) -> kernels.Memories:
     weight = np.zeros((cores, config.weight_words, channels, channels), np.int8)
     parameter = np.zeros((cores, config.parameter_words, 2 * channels), np.int32)
     result = np.zeros((cores, config.result_words, channels), np.int8)
+    width = config.feature_banks  # a power of two
+    feature = np.zeros((cores, config.feature_lines, config.feature_banks, channels), np.int8)
+    unit = np.dtype(np.uint64 if channels % 8 == 0 else np.uint32)
+    chunks = channels // unit.itemsize
+
+    def in_words(array: npt.NDArray[np.int8]) -> npt.NDArray[Any]:
+        """[..., C] bytes as [..., K] chunks."""
+        return array.view(unit)
+
     return kernels.Memories(
         ddr=banks.array,
-        feature=np.zeros((cores, config.feature_lines, config.feature_banks, channels), np.int8),
+        feature=feature,
         weight=weight,
         weight_bytes=weight.reshape(cores, -1),
         parameter=parameter,
@@ -120,6 +136,13 @@ def _memories(config: HardwareConfig, banks: Banks) -> kernels.Memories:
         result_bytes=result.reshape(cores, -1),
         table=np.zeros((cores, config.lut_slots * 256), np.int8),
         accumulator=np.zeros((cores, config.pixels, channels), np.int32),
-        turn=np.array([max(config.pixels - 1, 1), config.pixels], np.int64),
+        turn=np.array([max(config.pixels - 1, 1), config.pixels, width.bit_length() - 1, width - 1], np.int64),
         stale=np.zeros((cores, 3), np.int64),
+        sums=np.zeros(channels, np.int32),
+        padding=np.zeros(channels, np.int8),
+        ddr_words=in_words(banks.array).reshape(config.banks, -1, chunks),
+        feature_words=in_words(feature),
+        result_words=in_words(result),
+        lanes=(0,) * channels,
+        chunks=(0x0101010101010101,) * chunks,
     )

@@ -1,6 +1,7 @@
 """What instructions do to the physical memories of the cores and to DDR: compiled loops, bit-exact as in the manual.
 
-It must not know time, leases or the host. Addresses are taken as they come: on-chip ones wrap, DDR's were checked.
+This is the plain way, which takes everything; ``planes`` does what is usual, and faster. It must not know time, leases
+or the host. Addresses are taken as they come: on-chip ones wrap, DDR's were checked.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ Ints = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
 Int8s = npt.NDArray[np.int8]
 Floats = npt.NDArray[np.float32]
+Words = npt.NDArray[np.uint64]  # or uint32
 Int = Any  # a machine integer: Python's outside, an int64 in compiled code
 Word = Any  # int8 [C], a view
 
@@ -50,24 +52,23 @@ class Memories(NamedTuple):
     result_bytes: Int8s  # [cores, bytes], the same memory
     table: Int8s  # [cores, slots * 256]
     accumulator: Int32s  # [cores, P, C]
-    turn: Ints  # [2]: factor of a pixel's row in its feature bank, pixels of a step
-    stale: (
-        Ints  # [cores, 3]: weight words that a float copy was made from (first, count), and whether they changed since
-    )
+    turn: Ints  # [4]: factor of a pixel's row in its feature bank, pixels of a step; log2 of 2P, 2P - 1
+    # [cores, 3]: weight words that a float copy was made from (first, count), and whether they changed since
+    stale: Ints
+    sums: Int32s  # [C], room for one word of sums
+    padding: Int8s  # [C], likewise
+    # The same memories in words of C bytes, each of K chunks: what is only moved is moved in chunks.
+    ddr_words: Words  # [banks, words, K]
+    feature_words: Words  # [cores, lines, 2P, K]
+    result_words: Words  # [cores, words, K]
+    # Compiled code knows the lengths of tuples, so loops over the bytes of a word have a fixed number of rounds.
+    lanes: tuple[Int, ...]  # C of them
+    chunks: tuple[Int, ...]  # K times the number that has 1 in each byte
 
 
-class Scratch(NamedTuple):
-    """Room for a small CONV as a matrix product: flat arrays, the most terms of a sum that float32 counts exactly, and
-    the most products in all."""
-
-    features: Floats
-    weights: Floats
-    sums: Floats
-    terms: Int
-    products: Int
-
-
-_compiled = njit(cache=True, nogil=True, error_model="numpy")
+# Nothing is allocated here, so arrays need no counting of references: it would take most of the time of a small tile.
+OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
+_compiled = njit(**OPTIONS)
 
 
 @_compiled
@@ -78,36 +79,40 @@ def _copy_wrapped(source: Int8s, start: Int, size: Int, memory: Int8s, place: In
     done = 0
     while done < size:
         step = min(size - done, whole - place)
-        memory[place : place + step] = source[start + done : start + done + step]
+        for n in range(step):
+            memory[np.uint64(place + n)] = source[np.uint64(start + done + n)]
         done += step
         place = 0 if place + step == whole else place + step
 
 
 @_compiled
-def _load_features(mem: Memories, c: Int, op: Ints, source: Int8s, start: Int) -> None:
-    lines, width, channels = mem.feature.shape[1], mem.feature.shape[2], mem.feature.shape[3]
-    memory = mem.feature[c]
-    factor = mem.turn[0]
+def _load_features(mem: Memories, c: Int, op: Ints, bank: Int, start: Int) -> None:
+    source, memory = mem.ddr_words[bank], mem.feature_words[c]
+    lines, bits, mask = memory.shape[0], mem.turn[2], mem.turn[3]
     for b in range(op[BLOCKS]):
         for r in range(op[ROWS]):
-            at = start + (b * op[BLOCK_STRIDE] + r * op[ROW_STRIDE]) * channels
-            line = op[LOCAL] + b * op[BLOCK_PITCH] + r * op[ROW_PITCH]
-            turn = factor * (op[FIRST_ROW] + r)
+            at = start // len(mem.lanes) + b * op[BLOCK_STRIDE] + r * op[ROW_STRIDE]
+            line = (op[LOCAL] + b * op[BLOCK_PITCH] + r * op[ROW_PITCH]) % lines
+            turn = mem.turn[0] * (op[FIRST_ROW] + r)
             for x in range(op[PIXELS]):
-                place = memory[(line + x // width) % lines, (x + turn) % width]
-                for i in range(channels):
-                    place[i] = source[at + i]
-                at += channels
+                place = line + (x >> bits)
+                if place >= lines:
+                    place %= lines
+                for k in range(len(mem.chunks)):
+                    word = source[np.uint64(at + x), np.uint64(k)]
+                    memory[np.uint64(place), np.uint64((x + turn) & mask), np.uint64(k)] = word
 
 
 @_compiled
-def _load(mem: Memories, c: Int, op: Ints, source: Int8s, base: Int) -> None:
+def load(mem: Memories, c: Int, op: Ints, bank: Int, base: Int) -> None:
+    """LOAD from a bank in which the window begins at ``base``."""
     start = base + op[ADDRESS]
     target = op[TARGET]
     if target == TO_FEATURE:
-        _load_features(mem, c, op, source, start)
+        _load_features(mem, c, op, bank, start)
         return
-    channels = mem.feature.shape[3]
+    channels = len(mem.lanes)
+    source = mem.ddr[bank]
     row_bytes = op[PIXELS] * channels
     if target == TO_WEIGHT:
         memory, place = mem.weight_bytes[c], op[LOCAL] * channels * channels
@@ -129,20 +134,22 @@ def _load(mem: Memories, c: Int, op: Ints, source: Int8s, base: Int) -> None:
 
 
 @_compiled
-def _save(mem: Memories, c: Int, op: Ints, target: Int8s, base: Int) -> None:
-    words, channels = mem.result.shape[1], mem.result.shape[2]
-    memory = mem.result[c]
-    place = op[LOCAL]
+def save(mem: Memories, c: Int, op: Ints, bank: Int, base: Int) -> None:
+    """SAVE to a bank in which the window begins at ``base``."""
+    memory, target = mem.result_words[c], mem.ddr_words[bank]
+    words = memory.shape[0]
+    start = (base + op[ADDRESS]) // len(mem.lanes)
+    place = op[LOCAL] % words
     for b in range(op[BLOCKS]):
         for r in range(op[ROWS]):
-            at = base + op[ADDRESS] + (b * op[BLOCK_STRIDE] + r * op[ROW_STRIDE]) * channels
-            for _ in range(op[PIXELS]):
-                word = memory[place % words]
-                for i in range(channels):
-                    target[at + i] = word[i]
-                at += channels
+            at = start + b * op[BLOCK_STRIDE] + r * op[ROW_STRIDE]
+            for x in range(op[PIXELS]):
+                for k in range(len(mem.chunks)):
+                    target[at + x, k] = memory[place, k]
                 place += 1
-        place += op[BLOCK_SKIP]
+                if place == words:
+                    place = 0
+        place = (place + op[BLOCK_SKIP]) % words
 
 
 @_compiled
@@ -176,25 +183,28 @@ def _look_up(mem: Memories, c: Int, op: Ints, value: Int) -> Int:
 
 
 @_compiled
+def finish_value(mem: Memories, c: Int, op: Ints, word: Int, o: Int, value: Int) -> None:
+    """Bring a value through table and residual as the instruction says, into lane ``o`` of a result word."""
+    if op[LUT] != 0 and op[LUT_AFTER_ADD] == 0:
+        value = _look_up(mem, c, op, value)
+    if op[RESIDUAL]:
+        constants = mem.parameter[c, (op[PARAMETER] + op[OUT_BLOCKS]) % mem.parameter.shape[1]]
+        value = _combine(value, np.int64(mem.result[c, word, o]), constants, False)
+    if op[LUT] != 0 and op[LUT_AFTER_ADD] != 0:
+        value = _look_up(mem, c, op, value)
+    mem.result[c, word, o] = np.int8(value)
+
+
+@_compiled
 def _put(mem: Memories, c: Int, op: Ints, parameter: Int, word: Int, sums: Int32s) -> None:
     """Requantise a word of sums, with table and residual as the instruction says, into result word ``word``."""
-    words = mem.parameter.shape[1]
-    constants = mem.parameter[c, parameter % words]
-    place = mem.result[c, word % mem.result.shape[1]]
-    before = op[LUT] != 0 and op[LUT_AFTER_ADD] == 0
-    for o in range(sums.shape[0]):
+    constants = mem.parameter[c, parameter % mem.parameter.shape[1]]
+    word %= mem.result.shape[1]
+    for o in range(len(mem.lanes)):
         scale = np.int64(constants[2 * o + 1])
         value = (np.int64(sums[o]) + np.int64(constants[2 * o])) * (scale & 0xFFFF)
         value = _clamp(_shift(value, scale >> 16) + op[ZERO_POINT], op[LOW], op[HIGH])
-        if before:
-            value = _look_up(mem, c, op, value)
-        if op[RESIDUAL]:
-            value = _combine(
-                value, np.int64(place[o]), mem.parameter[c, (op[PARAMETER] + op[OUT_BLOCKS]) % words], False
-            )
-        if op[LUT] != 0 and not before:
-            value = _look_up(mem, c, op, value)
-        place[o] = np.int8(value)
+        finish_value(mem, c, op, word, o, value)
 
 
 @_compiled
@@ -203,19 +213,19 @@ def _inside(op: Ints, iy: Int, ix: Int) -> Any:
 
 
 @_compiled
-def _word(mem: Memories, c: Int, op: Ints, block: Int, y: Int, x: Int) -> Word:
-    """The word of tile pixel (x, y) of a channel block; it must lie inside."""
-    lines, width = mem.feature.shape[1], mem.feature.shape[2]
-    line = op[FEATURE] + block * op[BLOCK_PITCH] + y * op[ROW_PITCH] + x // width
-    return mem.feature[c, line % lines, (x + mem.turn[0] * y) % width]
+def _spot(mem: Memories, op: Ints, block: Int, y: Int, x: Int) -> tuple[Int, Int]:
+    """Line and bank of tile pixel (x, y) of a channel block; it must lie inside."""
+    line = op[FEATURE] + block * op[BLOCK_PITCH] + y * op[ROW_PITCH] + (x >> mem.turn[2])
+    return line % mem.feature.shape[1], (x + mem.turn[0] * y) & mem.turn[3]
 
 
 @_compiled
 def _conv_sums(mem: Memories, c: Int, op: Ints, g: Int, oy: Int, ox: Int, sums: Int32s) -> None:
     """Add a pixel's products to its sums, tap by tap."""
-    channels = sums.shape[0]
+    channels = len(mem.lanes)
     words = mem.weight.shape[1]
-    padding = np.full(channels, op[PAD_VALUE], np.int8)
+    padding = mem.padding
+    padding[:] = op[PAD_VALUE]
     at = op[WEIGHT] + g * op[KERNEL_H] * op[KERNEL_W] * op[IN_BLOCKS]
     for ky in range(op[KERNEL_H]):
         iy = op[START_Y] + oy * op[STRIDE_Y] + ky * op[DILATION_Y]
@@ -223,7 +233,8 @@ def _conv_sums(mem: Memories, c: Int, op: Ints, g: Int, oy: Int, ox: Int, sums: 
             ix = op[START_X] + ox * op[STRIDE_X] + kx * op[DILATION_X]
             inside = _inside(op, iy, ix)
             for b in range(op[IN_BLOCKS]):
-                feature = _word(mem, c, op, b, iy, ix) if inside else padding
+                line, bank = _spot(mem, op, b, iy, ix) if inside else (np.int64(0), np.int64(0))
+                feature = mem.feature[c, line, bank] if inside else padding
                 weight = mem.weight[c, at % words]
                 for o in range(channels):
                     total = np.int32(0)
@@ -242,42 +253,61 @@ def _depthwise_sums(mem: Memories, c: Int, op: Ints, g: Int, oy: Int, ox: Int, s
         for kx in range(op[KERNEL_W]):
             ix = op[START_X] + ox * op[STRIDE_X] + kx * op[DILATION_X]
             if _inside(op, iy, ix):
-                feature = _word(mem, c, op, g, iy, ix)
-                for o in range(sums.shape[0]):
-                    sums[o] += np.int32(feature[o]) * np.int32(weight[kx, o])
+                line, bank = _spot(mem, op, g, iy, ix)
+                for o in range(len(mem.lanes)):
+                    sums[o] += np.int32(mem.feature[c, line, bank, o]) * np.int32(weight[kx, o])
             else:
-                for o in range(sums.shape[0]):
+                for o in range(len(mem.lanes)):
                     sums[o] += np.int32(op[PAD_VALUE]) * np.int32(weight[kx, o])
 
 
 @_compiled
 def _pool_sums(mem: Memories, c: Int, op: Ints, g: Int, oy: Int, ox: Int, sums: Int32s) -> None:
+    """Add the values of a window. Several bytes of a chunk are added at once, each in 16 bits of its own, with 128 more
+    than they are, so that none is negative: 16 bits hold the sum of 256 of them."""
+    each = len(mem.lanes) // len(mem.chunks)
+    memory, lines = mem.feature_words[c], mem.feature_words.shape[1]
+    bits, mask = mem.turn[2], mem.turn[3]
+    low, flip = mem.chunks[0] // 257, mem.chunks[0] * 128  # every other byte; the sign of every byte
+    x = op[START_X] + ox * op[STRIDE_X]
     for ky in range(op[KERNEL_H]):
         iy = op[START_Y] + oy * op[STRIDE_Y] + ky * op[DILATION_Y]
-        for kx in range(op[KERNEL_W]):
-            ix = op[START_X] + ox * op[STRIDE_X] + kx * op[DILATION_X]
-            if _inside(op, iy, ix):
-                feature = _word(mem, c, op, g, iy, ix)
-                for o in range(sums.shape[0]):
-                    sums[o] += np.int32(feature[o])
-            else:
-                for o in range(sums.shape[0]):
-                    sums[o] += np.int32(op[PAD_VALUE])
+        line, turn = op[FEATURE] + g * op[BLOCK_PITCH] + iy * op[ROW_PITCH], mem.turn[0] * iy
+        for begin in range(0, op[KERNEL_W], 256):
+            end = min(begin + 256, op[KERNEL_W])
+            for k in range(len(mem.chunks)):
+                even = odd = np.uint64(0)
+                outside = np.int64(0)
+                for kx in range(begin, end):
+                    ix = x + kx * op[DILATION_X]
+                    if not _inside(op, iy, ix):
+                        outside += 1
+                        continue
+                    place = line + (ix >> bits)
+                    if place >= lines:
+                        place %= lines
+                    word = np.uint64(memory[np.uint64(place), np.uint64((ix + turn) & mask), k]) ^ np.uint64(flip)
+                    even += word & np.uint64(low * 255)
+                    odd += (word >> np.uint64(8)) & np.uint64(low * 255)
+                more = outside * op[PAD_VALUE] - (end - begin - outside) * 128
+                for i in range(0, each, 2):
+                    shift = np.uint64(8 * i)
+                    sums[k * each + i] += np.int64((even >> shift) & np.uint64(0xFFFF)) + more
+                    sums[k * each + i + 1] += np.int64((odd >> shift) & np.uint64(0xFFFF)) + more
 
 
 @_compiled
-def _summed(mem: Memories, c: Int, op: Ints) -> None:
+def summed(mem: Memories, c: Int, op: Ints) -> None:
     """CONV, DWCONV and POOL of sums, pixel by pixel; accumulators carry over where ``first`` or ``last`` is missing."""
     kind = op[OPCODE]
     _, shape_cols = _shape(mem.turn[1], op[SHAPE] if kind == CONV else 0)
-    sums = np.zeros(mem.feature.shape[3], np.int32)
+    sums = mem.sums
     for g in range(op[OUT_BLOCKS]):
         for oy in range(op[ROWS]):
             for ox in range(op[COLS]):
                 lane = mem.accumulator[c, (oy * shape_cols + ox) % mem.turn[1]]
-                sums[:] = 0
-                if not op[FIRST]:
-                    sums[:] = lane
+                for o in range(len(mem.lanes)):
+                    sums[o] = 0 if op[FIRST] else lane[o]
                 if kind == CONV:
                     _conv_sums(mem, c, op, g, oy, ox, sums)
                 elif kind == DWCONV:
@@ -288,7 +318,8 @@ def _summed(mem: Memories, c: Int, op: Ints) -> None:
                     parameter = op[PARAMETER] + (0 if kind == POOL else g)
                     _put(mem, c, op, parameter, op[RESULT] + (g * op[ROWS] + oy) * op[COLS] + ox, sums)
                 else:
-                    lane[:] = sums
+                    for o in range(len(mem.lanes)):
+                        lane[o] = sums[o]
     if op[LAST]:
         mem.accumulator[c] = 0
     elif op[FIRST]:
@@ -310,9 +341,9 @@ def _shape(pixels: Int, shape: Int) -> tuple[Int, Int]:
 
 
 @_compiled
-def _maximum(mem: Memories, c: Int, op: Ints) -> None:
-    channels, words = mem.feature.shape[3], mem.result.shape[1]
-    best = np.zeros(channels, np.int64)
+def maximum(mem: Memories, c: Int, op: Ints) -> None:
+    channels, words = len(mem.lanes), mem.result.shape[1]
+    best = mem.sums
     for g in range(op[OUT_BLOCKS]):
         for oy in range(op[ROWS]):
             for ox in range(op[COLS]):
@@ -322,50 +353,41 @@ def _maximum(mem: Memories, c: Int, op: Ints) -> None:
                     for kx in range(op[KERNEL_W]):
                         ix = op[START_X] + ox * op[STRIDE_X] + kx * op[DILATION_X]
                         if _inside(op, iy, ix):
-                            feature = _word(mem, c, op, g, iy, ix)
+                            line, bank = _spot(mem, op, g, iy, ix)
                             for o in range(channels):
-                                best[o] = max(best[o], np.int64(feature[o]))
+                                best[o] = max(best[o], np.int32(mem.feature[c, line, bank, o]))
                         else:
                             for o in range(channels):
-                                best[o] = max(best[o], op[PAD_VALUE])
+                                best[o] = max(best[o], np.int32(op[PAD_VALUE]))
                 place = mem.result[c, (op[RESULT] + (g * op[ROWS] + oy) * op[COLS] + ox) % words]
                 for o in range(channels):
-                    value = _clamp(best[o], op[LOW], op[HIGH])
+                    value = _clamp(np.int64(best[o]), op[LOW], op[HIGH])
                     place[o] = np.int8(_look_up(mem, c, op, value) if op[LUT] else value)
     mem.accumulator[c] = 0
 
 
 @_compiled
-def _pointwise(mem: Memories, c: Int, op: Ints) -> None:
-    words, channels = mem.result.shape[1], mem.result.shape[2]
+def pointwise(mem: Memories, c: Int, op: Ints) -> None:
+    words, channels = mem.result.shape[1], len(mem.lanes)
     product = op[OPCODE] == MUL
     constants = mem.parameter[c, op[PARAMETER] % mem.parameter.shape[1]]
     number = 0
     for g in range(op[OUT_BLOCKS]):
         for y in range(op[ROWS]):
             for x in range(op[COLS]):
-                feature = _word(mem, c, op, g, y, x)
+                line, bank = _spot(mem, op, g, y, x)
                 operand = mem.result[c, (op[OPERAND] + (g if product and op[MODE] else number)) % words]
                 place = mem.result[c, (op[RESULT] + number) % words]
                 for o in range(channels):
-                    value = _combine(np.int64(feature[o]), np.int64(operand[o]), constants, product)
+                    value = _combine(np.int64(mem.feature[c, line, bank, o]), np.int64(operand[o]), constants, product)
                     place[o] = np.int8(_look_up(mem, c, op, value) if op[LUT] else value)
                 number += 1
 
 
 @_compiled
-def _is_plain(mem: Memories, op: Ints) -> Any:
-    """Whether a CONV is complete in itself, and neither its weights nor its results wrap into themselves."""
-    weights = op[OUT_BLOCKS] * op[KERNEL_H] * op[KERNEL_W] * op[IN_BLOCKS]
-    results = op[OUT_BLOCKS] * op[ROWS] * op[COLS]
-    fits = weights <= mem.weight.shape[1] and results <= mem.result.shape[1]
-    return fits and op[FIRST] != 0 and op[LAST] != 0
-
-
-@_compiled
 def gather(mem: Memories, c: Int, op: Ints, first: Int, matrix: Floats) -> None:
     """Fill ``matrix`` [pixels, kernel_h * kernel_w * in_blocks * C] with what lies under pixels ``first``..."""
-    lines, width, channels = mem.feature.shape[1], mem.feature.shape[2], mem.feature.shape[3]
+    lines, width, channels = mem.feature.shape[1], mem.feature.shape[2], len(mem.lanes)
     memory = mem.feature[c]
     factor = mem.turn[0]
     oy, ox = first // op[COLS], first % op[COLS]
@@ -384,12 +406,8 @@ def gather(mem: Memories, c: Int, op: Ints, first: Int, matrix: Floats) -> None:
                 bank = (ix + factor * iy) % width
                 for b in range(op[IN_BLOCKS]):
                     word = memory[(line + b * op[BLOCK_PITCH]) % lines, bank]
-                    if channels == 8:  # a fixed number of rounds is unrolled
-                        for i in range(8):
-                            row[at + i] = word[i]
-                    else:
-                        for i in range(channels):
-                            row[at + i] = word[i]
+                    for i in range(channels):
+                        row[at + i] = word[i]
                     at += channels
         ox += 1
         if ox == op[COLS]:
@@ -400,7 +418,7 @@ def gather(mem: Memories, c: Int, op: Ints, first: Int, matrix: Floats) -> None:
 @_compiled
 def spread_weights(mem: Memories, c: Int, op: Ints, matrix: Floats) -> None:
     """Fill ``matrix`` [out_blocks * C, kernel_h * kernel_w * in_blocks * C] with the weights of a CONV."""
-    words, channels = mem.weight.shape[1], mem.weight.shape[2]
+    words, channels = mem.weight.shape[1], len(mem.lanes)
     depth = op[KERNEL_H] * op[KERNEL_W] * op[IN_BLOCKS]
     at = op[WEIGHT]
     for g in range(op[OUT_BLOCKS]):
@@ -415,9 +433,9 @@ def spread_weights(mem: Memories, c: Int, op: Ints, matrix: Floats) -> None:
 @_compiled
 def finish(mem: Memories, c: Int, op: Ints, first: Int, count: Int, parts: Floats) -> None:
     """Requantise ``count`` pixels of partial sums ``parts`` [parts, pixels, out_blocks * C], exact, into results."""
-    channels = mem.feature.shape[3]
+    channels = len(mem.lanes)
     pixels = op[ROWS] * op[COLS]
-    sums = np.zeros(channels, np.int32)
+    sums = mem.sums
     for g in range(op[OUT_BLOCKS]):
         for pixel in range(count):
             for o in range(channels):
@@ -426,84 +444,3 @@ def finish(mem: Memories, c: Int, op: Ints, first: Int, count: Int, parts: Float
                 for o in range(channels):
                     sums[o] += np.int32(parts[part, pixel, g * channels + o])
             _put(mem, c, op, op[PARAMETER] + g, op[RESULT] + g * pixels + first + pixel, sums)
-
-
-@_compiled
-def _fits(mem: Memories, op: Ints, scratch: Scratch) -> Any:
-    """Whether a CONV is small enough to be multiplied here: a library's product would gain less than its call costs."""
-    channels = mem.feature.shape[3]
-    pixels, outputs = op[ROWS] * op[COLS], op[OUT_BLOCKS] * channels
-    depth = op[KERNEL_H] * op[KERNEL_W] * op[IN_BLOCKS] * channels
-    return (
-        depth <= scratch.terms
-        and pixels * depth <= scratch.features.size
-        and outputs * depth <= scratch.weights.size
-        and pixels * outputs <= scratch.sums.size
-        and pixels * outputs * depth <= scratch.products
-    )
-
-
-_multiplied = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
-
-
-@_multiplied
-def _product(features: Floats, weights: Floats, sums: Floats) -> None:
-    """``sums`` [pixels, outputs] of ``features`` [pixels, depth] and ``weights`` [outputs, depth]: whole numbers that
-    float32 counts exactly, so their order does not matter."""
-    for pixel in range(features.shape[0]):
-        row = features[pixel]
-        for o in range(weights.shape[0]):
-            weight = weights[o]
-            total = np.float32(0)
-            for i in range(row.shape[0]):
-                total += row[i] * weight[i]
-            sums[pixel, o] = total
-
-
-@_compiled
-def _multiply(mem: Memories, c: Int, op: Ints, scratch: Scratch) -> None:
-    """A CONV that fits the scratch, as a matrix product."""
-    channels = mem.feature.shape[3]
-    pixels, outputs = op[ROWS] * op[COLS], op[OUT_BLOCKS] * channels
-    depth = op[KERNEL_H] * op[KERNEL_W] * op[IN_BLOCKS] * channels
-    features = scratch.features[: pixels * depth].reshape(pixels, depth)
-    weights = scratch.weights[: outputs * depth].reshape(outputs, depth)
-    sums = scratch.sums[: pixels * outputs].reshape(1, pixels, outputs)
-    gather(mem, c, op, 0, features)
-    spread_weights(mem, c, op, weights)
-    _product(features, weights, sums[0])
-    finish(mem, c, op, 0, pixels, sums)
-    mem.accumulator[c] = 0
-
-
-@_compiled
-def execute(
-    mem: Memories, bases: Ints, home: Ints, cores: Ints, ops: Ints, number: Int, few: Int, scratch: Scratch
-) -> Int:  # fmt: skip
-    """Execute operations from ``number`` on, up to a CONV that a matrix product does faster; returns its number.
-
-    ``bases`` [banks]: first byte of the window; ``home`` [cores]: bank of a core; ``cores`` [n], ``ops`` [n, 44];
-    ``few``: a CONV of at most so many output pixels is done here, and so is one that fits the ``scratch``.
-    """
-    while number < len(ops):
-        op = ops[number]
-        c = cores[number]
-        kind = op[OPCODE]
-        if kind == LOAD:
-            _load(mem, c, op, mem.ddr[home[c]], bases[home[c]])
-        elif kind == SAVE:
-            for b in range(bases.shape[0]):
-                if op[MASK] >> b & 1:
-                    _save(mem, c, op, mem.ddr[b], bases[b])
-        elif kind == CONV and op[ROWS] * op[COLS] > few and _is_plain(mem, op):
-            if not _fits(mem, op, scratch):
-                return number
-            _multiply(mem, c, op, scratch)
-        elif kind == POOL and op[MODE] == 0:
-            _maximum(mem, c, op)
-        elif kind in (ADD, MUL):
-            _pointwise(mem, c, op)
-        elif kind in (CONV, DWCONV, POOL):
-            _summed(mem, c, op)
-        number += 1
-    return number
