@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from corepool.config import preset
 from support.toy_engine import toy_package
@@ -26,14 +27,18 @@ START_S = 120
 
 
 @contextmanager
-def server(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-    """A running server: its process, URL, and the operators' key."""
+def server(
+    folder: Path, *flags: str, before: tuple[str, ...] = (), environment: dict[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """A running server: its process, URL, and the operators' key. ``before``: a command that starts it."""
     command = [
+        *before,
         *(sys.executable, "-m", "corepool", "serve", "--state-dir", str(folder / "state"), "--config", "tiny"),
         *("--rest-port", "0", "--grpc-port", "0", "--metrics-port", "0", *flags),
     ]
+    around = {**os.environ, **(environment or {})}
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder, env=around)
     try:
         assert process.stdout is not None
         found = None
@@ -50,18 +55,15 @@ def server(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], s
         process.stdout.close()
 
 
-def load_model(url: str, admin: str, folder: Path) -> dict[str, str]:
-    """Add a tenant with a model; returns the headers of its requests."""
+def tenant(url: str, admin: str, name: str = "t") -> dict[str, str]:
+    """Add a tenant; returns the headers of its requests."""
     operator = {"authorization": f"Bearer {admin}"}
-    added = httpx.post(f"{url}/v2/corepool/tenants", json={"name": "t", "quota_cores": 4}, headers=operator)
-    headers = {"authorization": f"Bearer {added.json()['key']}"}
-    toy_package(preset("tiny")).save(folder / "m.cpk", preset("tiny"))
-    made = httpx.put(
-        f"{url}/v2/corepool/models/m/versions/1/model",
-        content=(folder / "m.cpk").read_bytes(),
-        headers=headers,
-        timeout=60,
-    )
+    added = httpx.post(f"{url}/v2/corepool/tenants", json={"name": name, "quota_cores": 4}, headers=operator)
+    return {"authorization": f"Bearer {added.json()['key']}"}
+
+
+def compiled(url: str, headers: dict[str, str], made: httpx.Response) -> None:
+    """Wait until what was uploaded is loaded."""
     assert made.status_code == 202, made.text
     state = made.json()
     deadline = time.monotonic() + 300
@@ -69,7 +71,29 @@ def load_model(url: str, admin: str, folder: Path) -> dict[str, str]:
         time.sleep(0.1)
         state = httpx.get(f"{url}/v2/corepool/compilations/{state['id']}", headers=headers, timeout=60).json()
     assert state["state"] == "done", state
+
+
+def load_model(url: str, admin: str, folder: Path) -> dict[str, str]:
+    """Add a tenant with a model; returns the headers of its requests."""
+    headers = tenant(url, admin)
+    toy_package(preset("tiny")).save(folder / "m.cpk", preset("tiny"))
+    data = (folder / "m.cpk").read_bytes()
+    place = f"{url}/v2/corepool/models/m/versions/1/model"
+    compiled(url, headers, httpx.put(place, content=data, headers=headers, timeout=60))
     return headers
+
+
+def metrics_of(folder: Path, name: str, **labels: str) -> dict[str, float]:
+    """Values of a metric by their first label that is not asked for."""
+    ready = next(json.loads(line) for line in (folder / "log").read_text().splitlines() if '"ready"' in line)
+    page = httpx.get(f"http://127.0.0.1:{ready['metrics_port']}/metrics", timeout=60).text
+    found = {}
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            if sample.name == name and labels.items() <= sample.labels.items():
+                rest = {key: value for key, value in sample.labels.items() if key not in labels}
+                found[rest.get("stage") or rest.get("outcome") or ",".join(rest.values())] = sample.value
+    return found
 
 
 def infer(url: str, headers: dict[str, str]) -> httpx.Response:

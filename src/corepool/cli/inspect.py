@@ -44,7 +44,8 @@ def command(
         "package_bytes": package.size,
         "weights_bytes": meta["window"]["weights_bytes"],
         "window_bytes": meta["window"]["window_bytes"],
-        "inputs": meta["inputs"],
+        "inputs": meta.get("head_inputs", meta["inputs"]),
+        "device_inputs": meta["inputs"],
         "outputs": outputs,
         "device_outputs": meta["outputs"],
         "layers": [_layer(layer, cores) for layer in meta["layers"]],
@@ -126,7 +127,11 @@ def _show(report: dict[str, Any]) -> None:
         direct = {port["name"] for port in report["outputs"] if port["made_by"] == "device"}
         reads = ", ".join(port["name"] for port in report["device_outputs"] if port["name"] not in direct)
         operators = ", ".join(dict.fromkeys(node["op"] for node in report["host_nodes"]))
-        head["host"] = f"{operators} on {reads}, for {from_host}"
+        sent = {port["name"] for port in report["inputs"]}
+        made = ", ".join(port["name"] for port in report["device_inputs"] if port["name"] not in sent)
+        parts = [f"for the device's {made}"] if made else []
+        parts += [f"on {reads}, for {from_host}"] if from_host else []
+        head["host"] = f"{operators} {'; and '.join(parts)}"
     if cores is not None:
         head["streams"] = f"{report['instructions']:,} instructions, {report['stream_bytes']:,} bytes for {cores} cores"
     things: list[Any] = [output.facts(report["model"], head), ""]

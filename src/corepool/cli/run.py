@@ -89,10 +89,10 @@ def command(
 
 
 def _read_inputs(package: ModelPackage, config: HardwareConfig, input_file: Path | None) -> Inputs | None:
-    from corepool.runtime.host import HostPort
     from corepool.runtime.inputs import read_npz
+    from corepool.runtime.tail import users_inputs
 
-    ports = [HostPort.from_meta(entry, config.channels) for entry in package.meta["inputs"]]
+    ports = users_inputs(package, config.channels)
     return None if input_file is None else read_npz(input_file, ports)
 
 

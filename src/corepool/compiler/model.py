@@ -44,7 +44,7 @@ class ModelPackage:
     """A compiled model. Tables are int32 with the columns of ``compiler.tables``; ``code`` is uint64 [n, 4];
     ``weights`` are the bytes
     that go to the beginning of the window; ``tail`` is an ONNX model for the host or empty; ``size`` is that of the
-    file in bytes.
+    file in bytes. ``head`` is an ONNX model for the host that makes inputs, or empty.
     """
 
     meta: dict[str, Any]
@@ -58,18 +58,34 @@ class ModelPackage:
     consumers: npt.NDArray[np.int32]
     tail: bytes = b""
     size: int = 0
+    head: bytes = b""
 
     @cached_property
-    def tiling_bound(self) -> npt.NDArray[np.int64]:
-        """For every tiling: at least as many instructions as its packages can have on all cores, SYNCs left out."""
+    def derived(self) -> dict[Any, Any]:
+        """What users of the package make of it once and keep with it."""
+        return {}
+
+    @cached_property
+    def room(self) -> npt.NDArray[np.int32]:
+        """[packages + 1]: at least as many instructions as all packages before each one can have in streams, SYNCs left
+        out."""
         # A result may be saved in up to three parts.
         counts = self.steps[:, 1:6].sum(axis=1, dtype=np.int64) + 2 * self.steps[:, 5].astype(np.int64)
         by_step = np.concatenate([[0], np.cumsum(counts)])
         first, last = self.ifps[:, 0], self.ifps[:, 0] + self.ifps[:, 1]
-        by_ifp = np.concatenate([[0], np.cumsum(by_step[last] - by_step[first])])
+        return np.concatenate([[0], np.cumsum(by_step[last] - by_step[first])]).astype(np.int32)
+
+    @cached_property
+    def tiling_bound(self) -> npt.NDArray[np.int64]:
+        """For every tiling: at least as many instructions as its packages can have on all cores, SYNCs left out."""
         begin = self.tilings[:, 0]
-        bound: npt.NDArray[np.int64] = by_ifp[begin + self.tilings[:, 1]] - by_ifp[begin]
+        bound: npt.NDArray[np.int64] = (self.room[begin + self.tilings[:, 1]] - self.room[begin]).astype(np.int64)
         return bound
+
+    @cached_property
+    def largest_tiling(self) -> int:
+        """Packages of the layer and tiling that has the most."""
+        return int(self.tilings[:, 1].max(initial=0))
 
     @cached_property
     def stream_bound(self) -> npt.NDArray[np.int64]:
@@ -86,7 +102,8 @@ class ModelPackage:
     def _sections(self) -> dict[str, bytes | npt.NDArray[Any]]:
         text = json.dumps(self.meta, sort_keys=True, separators=(",", ":"), allow_nan=False)
         tables: dict[str, Any] = {name: getattr(self, name) for name in _TABLES}
-        return {"meta": text.encode(), "weights": self.weights, "code": self.code, **tables, "tail": self.tail}
+        head = {"head": self.head} if self.head else {}
+        return {"meta": text.encode(), "weights": self.weights, "code": self.code, **tables, "tail": self.tail, **head}
 
     @classmethod
     def open(cls, path: Path, config: HardwareConfig | Mapping[str, HardwareConfig] | None = None) -> ModelPackage:
@@ -104,6 +121,7 @@ class ModelPackage:
             code=opened.array("code"),
             tail=opened.raw("tail"),
             size=opened.size,
+            head=opened.raw("head") if "head" in opened.sections else b"",
             **tables,
         )
         made.check(str(path))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,49 @@ class HostFold:
     dilation: int
     left: int
     pad_value: int
+
+
+class Wanted(Protocol):
+    """An array that users send."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def text(self) -> str:
+        """Name, type and shape, for messages."""
+        ...
+
+
+@dataclass(frozen=True)
+class Feed:
+    """An array that users send and that the host's first steps read; ``dtype`` is numpy's name of the type."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any]) -> Feed:
+        """As a package describes it. Raises PackageError."""
+        try:
+            made = cls(str(meta["name"]), tuple(int(size) for size in meta["shape"]), np.dtype(meta["dtype"]).name)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PackageError(f"the package describes an input badly ({error!r}): compile it again") from None
+        if np.dtype(made.dtype).kind not in "fiub" or min(made.shape, default=1) < 1:
+            raise PackageError(f"input {made.name!r}: type {made.dtype} or shape {made.shape} is impossible")
+        return made
+
+    @property
+    def text(self) -> str:
+        """Name, type and shape, for messages."""
+        return f"{self.name!r} {self.dtype}{list(self.shape)}"
 
 
 @dataclass(frozen=True)
@@ -128,7 +171,7 @@ def _codes(port: HostPort, array: Array) -> npt.NDArray[np.int8]:
     return steps.astype(np.int8)
 
 
-def complaints(port: HostPort, array: Array) -> list[str]:
+def complaints(port: Wanted, array: Array) -> list[str]:
     """What is wrong with an input array for ``port``: nothing, or one text for each thing."""
     found = []
     if array.dtype != np.dtype(port.dtype):
@@ -140,7 +183,7 @@ def complaints(port: HostPort, array: Array) -> list[str]:
     return found
 
 
-def check_inputs(ports: Iterable[HostPort], inputs: Mapping[str, Array]) -> None:
+def check_inputs(ports: Iterable[Wanted], inputs: Mapping[str, Array]) -> None:
     """Raise InputError that lists every missing, unknown or unfit input, and what is expected."""
     ports = list(ports)
     known = {port.name for port in ports}

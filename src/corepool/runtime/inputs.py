@@ -18,14 +18,14 @@ import numpy.typing as npt
 
 from corepool.errors import InputError
 from corepool.files import refuse_special
-from corepool.runtime.host import HostPort, complaints
+from corepool.runtime.host import Wanted, complaints
 
 Array = npt.NDArray[Any]
 
 HEADER_BYTES = 4096  # of an array; the header of a plain array has 128
 
 
-def read_npz(path: Path, ports: Sequence[HostPort]) -> dict[str, Array]:
+def read_npz(path: Path, ports: Sequence[Wanted]) -> dict[str, Array]:
     """The arrays of an .npz file, checked against what ``ports`` expect before their data is read.
 
     Raises InputError, which lists every missing, unknown or unfit input, and OSError if the file cannot be read.
@@ -63,7 +63,7 @@ def _said(name: str, found: Sequence[str]) -> bool:
     return any(text.startswith(f"{name!r} ") for text in found)
 
 
-def _unfit(port: HostPort, head: bytes) -> list[str]:
+def _unfit(port: Wanted, head: bytes) -> list[str]:
     """What an array's header, which lies within ``head``, says against it."""
     stream = io.BytesIO(head)
     version = np.lib.format.read_magic(stream)

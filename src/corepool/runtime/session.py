@@ -25,7 +25,7 @@ from corepool.files import replacing
 from corepool.isa.table import INSTRUCTION_BYTES
 from corepool.runtime.context import NOBODY, Maps, Saved, Switch, fetch, load
 from corepool.runtime.host import HostPort, check_inputs, pack, unpack, unpack_float
-from corepool.runtime.tail import Tail
+from corepool.runtime.tail import HostSteps
 
 Array = npt.NDArray[Any]
 
@@ -103,9 +103,9 @@ class Session:
         *,
         data: bool = True,
         clock: Clock = time.perf_counter,
-        tail: Tail | None = None,
+        host: HostSteps | None = None,
     ) -> None:
-        """``tail``: the host's steps if they are loaded already; sessions of one model may share them."""
+        """``host``: the host's steps if they are loaded already; sessions of one model may share them."""
         self.device = device
         self._package = package
         self._data = data
@@ -113,9 +113,9 @@ class Session:
         meta, block = package.meta, device.config.channels
         self.inputs = [HostPort.from_meta(entry, block) for entry in meta["inputs"]]
         self.ports = [HostPort.from_meta(entry, block) for entry in meta["outputs"]]
-        if tail is None and package.tail and data:
-            tail = Tail(package.tail, meta["tail_outputs"])
-        self._tail = tail if data else None
+        self._host = (host or HostSteps.of(package)) if data else HostSteps()
+        self._tail = self._host.tail
+        self._first_s = 0.0  # what the host's first steps took
         self._begun_s = self._started_s = 0.0
         self._lease: Lease | None = None
         self._loaded: tuple[list[npt.NDArray[np.uint8]], int] = [], 0  # streams, and the layer that they begin with
@@ -200,7 +200,11 @@ class Session:
         """
         lease = self._open()
         self._begun_s = self._clock()
+        self._first_s = 0.0
         if inputs is not None and self._data:
+            if self._host.head is not None:
+                inputs = self._host.first(inputs)
+                self._first_s = self._clock() - self._begun_s
             check_inputs(self.inputs, inputs)
             for port in self.inputs:
                 self.device.write(lease, port.offset, pack(port, inputs[port.name], checked=True))
@@ -353,10 +357,10 @@ class Session:
             completion,
             counters,
             cycles=self._spent + completion.cycles,
-            upload_ns=int((self._started_s - self._begun_s) * 1e9),
+            upload_ns=int((self._started_s - self._begun_s - self._first_s) * 1e9),
             compute_ns=int((ended - self._started_s) * 1e9),
             download_ns=int((fetched - ended) * 1e9),
-            host_ns=int((made - fetched) * 1e9),
+            host_ns=int((made - fetched + self._first_s) * 1e9),
         )
 
     def traced(self, name: str) -> Traced:

@@ -68,7 +68,7 @@ def _work(job: dict[str, Any], tell: Any) -> dict[str, Any]:
 def check_package(path: Path, config_name: str, tell: Any) -> dict[str, Any]:
     """The meta section of a package that somebody else compiled. Raises PackageError, ConfigMismatchError.
 
-    Its host part is a model that will run in the server: only operators that the compiler puts there may be in it.
+    Its host parts are models that will run in the server: only operators that the compiler puts there may be in them.
     """
     from corepool.compiler.dynamic.linker import link
     from corepool.compiler.model import ModelPackage
@@ -82,19 +82,20 @@ def check_package(path: Path, config_name: str, tell: Any) -> dict[str, Any]:
             f"the package was made for {str(meta.get('config'))[:40]!r}, the card is {config_name!r}: compile it again"
         )
     config = PRESETS[config_name]
-    if package.tail:
-        check_tail(package.tail)
+    for part in filter(None, (package.head, package.tail)):
+        check_host_part(part)
+    if package.head or package.tail:
         tell("host part", 0.4)
-        from corepool.runtime.tail import Tail
+        from corepool.runtime.tail import HostSteps
 
-        Tail(package.tail, meta["tail_outputs"])
+        HostSteps.of(package)
     tell("linking", 0.6)
     for cores in (1, config.cores):
         link(package, range(cores), config)
     return meta
 
 
-def check_tail(model: bytes) -> None:
+def check_host_part(model: bytes) -> None:
     """Raise PackageError unless a host part is as the compiler makes them: small, known operators, no files."""
     from corepool.compiler.static.hostpart import complaint
 

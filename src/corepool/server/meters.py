@@ -16,7 +16,7 @@ from corepool.compiler.model import ModelPackage
 from corepool.config import HardwareConfig
 from corepool.device.base import Device, Fault
 from corepool.errors import FaultError
-from corepool.runtime.tail import Tail
+from corepool.runtime.tail import HostSteps
 from corepool.server.engine.card import Arrays, Card, Placed, Stopped
 from corepool.server.exposition import Histogram
 
@@ -163,10 +163,10 @@ class MeteredCard(Card):
             self.meters.cleared(len(chosen) * self._core_bytes)
 
     def program(
-        self, epoch: int, lease: str, cores: Iterable[int], model: str, package: ModelPackage, tail: Tail | None
+        self, epoch: int, lease: str, cores: Iterable[int], model: str, package: ModelPackage, host: HostSteps
     ) -> Placed:
         begin, chosen = self.meters.clock(), tuple(cores)
-        placed = super().program(epoch, lease, chosen, model, package, tail)
+        placed = super().program(epoch, lease, chosen, model, package, host)
         before = self._dealt.get(lease)
         self._dealt[lease] = chosen
         self._windows[lease] = int(package.meta["window"]["window_bytes"])

@@ -170,6 +170,7 @@ def _package(
         steps=np.concatenate(steps),
         consumers=np.array(consumer_rows, np.int32).reshape(-1, 2),
         tail=graph.tail,
+        head=graph.head,
     )
 
 
@@ -207,11 +208,16 @@ def _meta(
         "inputs": [_port(graph, port, maps) for port in graph.inputs],
         "outputs": [_port(graph, port, maps) for port in graph.outputs],
         "tail_outputs": list(graph.tail_outputs),
+        **({"head_inputs": _feeds(graph)} if graph.head else {}),
         "host_nodes": [asdict(node) for node in graph.host_nodes],
         "removed": dict(graph.removed),
         "layers": [_layer_meta(graph, layer) for layer in layers],
         "predicted_cycles": [],
     }
+
+
+def _feeds(graph: Graph) -> list[dict[str, Any]]:
+    return [{"name": each.name, "dtype": each.dtype, "shape": list(each.shape)} for each in graph.head_inputs]
 
 
 def _layer_meta(graph: Graph, layer: _Layer) -> dict[str, Any]:

@@ -230,17 +230,27 @@ class Port:
 
 @dataclass(frozen=True)
 class HostNode:
-    """An ONNX node that runs on the host after the device, and why."""
+    """An ONNX node that runs on the host, before or after the device, and why."""
 
     name: str
     op: str
     reason: str
 
 
+@dataclass(frozen=True)
+class HostInput:
+    """What users send where the host's first steps read it: ``dtype`` is numpy's name of the type."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
 @dataclass
 class Graph:
     """Layers in execution order over named tensors. ``tail`` is an ONNX model (bytes) for the host, fed with the output
-    ports."""
+    ports; ``head`` is one that makes input ports from ``head_inputs``, which then stand for the network's inputs (those
+    that are input ports themselves among them)."""
 
     name: str
     tensors: dict[str, Tensor]
@@ -248,6 +258,8 @@ class Graph:
     inputs: list[Port]
     outputs: list[Port]
     host_nodes: list[HostNode] = field(default_factory=list)
+    head: bytes = b""
+    head_inputs: tuple[HostInput, ...] = ()
     tail: bytes = b""
     tail_outputs: tuple[
         str, ...

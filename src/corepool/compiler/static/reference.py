@@ -21,10 +21,27 @@ def quantise_inputs(graph: Graph, inputs: Mapping[str, npt.NDArray[Any]]) -> dic
 
     Raises InputError for missing or unknown names, other shapes and other types.
     """
+    if graph.head:
+        inputs = _first_steps(graph, inputs)
     names = [port.name for port in graph.inputs]
     if sorted(inputs) != sorted(names):
         raise InputError(f"inputs are {', '.join(sorted(inputs)) or 'missing'}; the model takes {', '.join(names)}")
     return {port.tensor: _input_map(graph, port, np.asarray(inputs[port.name])) for port in graph.inputs}
+
+
+def _first_steps(graph: Graph, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """The input ports' arrays, for what users send."""
+    from corepool.compiler.static.ort import onnxruntime
+
+    wanted = {each.name: each for each in graph.head_inputs}
+    if sorted(inputs) != sorted(wanted):
+        raise InputError(f"inputs are {', '.join(sorted(inputs)) or 'missing'}; the model takes {', '.join(wanted)}")
+    session = onnxruntime.InferenceSession(graph.head, providers=["CPUExecutionProvider"])
+    made = [value.name for value in session.get_outputs()]
+    read = {value.name for value in session.get_inputs()}
+    values = session.run(made, {name: array for name, array in inputs.items() if name in read})
+    known = {**inputs, **dict(zip(made, values, strict=True))}
+    return {port.name: known[port.name] for port in graph.inputs}
 
 
 def _input_map(graph: Graph, port: Port, array: npt.NDArray[Any]) -> Int8Array:

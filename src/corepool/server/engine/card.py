@@ -7,8 +7,8 @@ the table as it was left, and actions that are older than what a core has seen a
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from corepool.compiler.model import ModelPackage
 from corepool.config import HardwareConfig
 from corepool.device.base import Device
 from corepool.errors import DeviceError
-from corepool.runtime.tail import Tail
+from corepool.runtime.tail import HostSteps
 
 if TYPE_CHECKING:
     from corepool.runtime.context import Saved
@@ -111,6 +111,20 @@ class Card:
             if not self._separate and self._shared is None:
                 self._shared = device
 
+    @contextmanager
+    def lent(self) -> Iterator[Device]:
+        """The device that all leases share, for work on cores that none of them is programmed for; their runs wait
+        meanwhile. Raises DeviceError where each lease has a device of its own."""
+        if self._separate:
+            raise DeviceError("each lease has a device of its own: there is none that all share")
+        with self._turn:
+            yield self._device_for("")
+
+    @property
+    def separate(self) -> bool:
+        """Whether each lease has a device of its own."""
+        return self._separate
+
     def clear(self, epoch: int, cores: Iterable[int]) -> None:
         """Clear the memories of cores; leases that held some of them hold nothing until they are programmed anew."""
         chosen = tuple(cores)
@@ -132,7 +146,7 @@ class Card:
                 self._table[core] = Owner(None, epoch)
 
     def program(
-        self, epoch: int, lease: str, cores: Iterable[int], model: str, package: ModelPackage, tail: Tail | None
+        self, epoch: int, lease: str, cores: Iterable[int], model: str, package: ModelPackage, host: HostSteps
     ) -> Placed:
         """Link a model for cores, give them to the lease and load weights and streams.
 
@@ -161,7 +175,7 @@ class Card:
                 session = left[1]
                 session.resume(left[2], chosen)
             else:
-                session = Session(self._device_for(lease), package, chosen, tail=tail)
+                session = Session(self._device_for(lease), package, chosen, host=host)
         placed = Placed(lease, epoch, chosen, model, session)
         with self._lock:
             lost = any(self._table[core] != Owner(lease, epoch) for core in chosen)

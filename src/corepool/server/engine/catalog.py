@@ -22,8 +22,8 @@ from corepool.device.base import STREAM_ALIGNMENT
 from corepool.errors import CorepoolError, NotFoundError, PackageError
 from corepool.hypervisor.model import MILLION, Model, to_ns
 from corepool.isa.table import INSTRUCTION_BYTES
-from corepool.runtime.host import HostPort
-from corepool.runtime.tail import Tail
+from corepool.runtime.host import Feed, HostPort
+from corepool.runtime.tail import HostSteps, Tail, users_inputs
 from corepool.server.api import ModelInfo, ModelState, TensorInfo
 
 DATATYPES = {
@@ -42,11 +42,12 @@ class Loaded:
     config: HardwareConfig
     known: bool = False  # to the hypervisor
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _tail: Tail | None = None
+    _host: HostSteps | None = None
 
     @cached_property
-    def ports(self) -> list[HostPort]:
-        return [HostPort.from_meta(entry, self.config.channels) for entry in self.package.meta["inputs"]]
+    def ports(self) -> list[Feed | HostPort]:
+        """What users send."""
+        return users_inputs(self.package, self.config.channels)
 
     @cached_property
     def inputs(self) -> tuple[TensorInfo, ...]:
@@ -55,21 +56,19 @@ class Loaded:
     @cached_property
     def outputs(self) -> tuple[TensorInfo, ...]:
         made = [HostPort.from_meta(entry, self.config.channels) for entry in self.package.meta["outputs"]]
-        tail = self.tail
+        tail = self.host.tail
         if tail is None:
             return tuple(TensorInfo(port.name, "FP32", port.shape) for port in made)
         rest = [TensorInfo(port.name, "FP32", port.shape) for port in made if port.name not in tail.reads]
         return (*rest, *_made(tail, made))
 
     @property
-    def tail(self) -> Tail | None:
+    def host(self) -> HostSteps:
         """The host's steps, loaded when they are first needed. Raises PackageError if they cannot be."""
-        if not self.package.tail:
-            return None
         with self._lock:
-            if self._tail is None:
-                self._tail = Tail(self.package.tail, self.package.meta["tail_outputs"])
-            return self._tail
+            if self._host is None:
+                self._host = HostSteps.of(self.package)
+            return self._host
 
     def check(self) -> None:
         """Read everything that inferences will rely on. Raises PackageError."""

@@ -277,7 +277,7 @@ class Engine:
         for version in self.catalog.all(tenant):
             if version.loaded is not None and version.loaded.key == model:
                 loaded = version.loaded
-                return self.card.program(epoch, lease, cores, model, loaded.package, loaded.tail)
+                return self.card.program(epoch, lease, cores, model, loaded.package, loaded.host)
         raise FaultError("the model was unloaded before it could be placed")
 
     def run(self, start: ac.Start, stoppable: bool) -> Callable[[], None] | Stopped | None:

@@ -23,6 +23,7 @@ from corepool.compiler.static.frontend.values import Bad, Codes, Const, Pointwis
 from corepool.compiler.static.frontend.views import ViewError, input_form
 from corepool.compiler.static.frontend.window import auto_pad
 from corepool.compiler.static.graph import Graph, HostNode, Port
+from corepool.compiler.static.hostops import HOST_OPS, STARTS
 from corepool.errors import ModelError
 
 Handler = Callable[[Context, Node], Value]
@@ -49,7 +50,9 @@ HANDLERS: Mapping[str, Handler] = {
     **dict.fromkeys(("Identity", "Dropout"), ops_shape.identity),
 }
 
-SUPPORTED = sorted({*HANDLERS, *tail.STARTS})
+SUPPORTED = sorted({*HANDLERS, *STARTS})
+# Operators to which the order of axes is all one, such as pictures' own go through on their way to the transpose.
+_ANY_ORDER = ("QuantizeLinear", "DequantizeLinear", "Identity", "Add", "Sub", "Mul", "Div", "Clip", "Relu")
 
 
 class Builder:
@@ -79,7 +82,7 @@ class Builder:
         ctx = self.context
         self._read_inputs()
         misplaced: list[str] = []
-        host = tail.find(self.nodes, misplaced)
+        host = tail.find(self.nodes, misplaced, HANDLERS.keys(), self.constants.keys())
         self.problems += misplaced
         on_host = {node.index for node in host}
         readers = Counter(name for node in self.nodes for name in {*node.inputs})
@@ -87,7 +90,7 @@ class Builder:
         for node in self.nodes:
             if node.index in on_host and not misplaced:
                 continue
-            if node.index in on_host and node.op in tail.FOLLOWERS:
+            if node.index in on_host and node.op in HOST_OPS:
                 self.guess.outputs(node)
             else:
                 self._lower(node)
@@ -145,14 +148,15 @@ class Builder:
                 ctx.values[value.name] = Bad()
 
     def _channels_last(self, name: str) -> bool:
-        """Whether an input is [1, H, W, C]: its first real reader is the transpose to [1, C, H, W]."""
+        """Whether an input is [1, H, W, C]: its first reader that minds is the transpose to [1, C, H, W]."""
         followed = {name}
         for node in self.nodes:
-            if node.inputs and node.inputs[0] in followed:
-                if node.op in ("QuantizeLinear", "DequantizeLinear", "Identity"):
-                    followed.add(node.outputs[0])
-                elif node.op == "Transpose":
-                    return list(node.get("perm", [])) in ([0, 3, 1, 2], [0, 2, 1])
+            if followed.isdisjoint(node.inputs):
+                continue
+            if node.op in _ANY_ORDER:
+                followed.add(node.outputs[0])
+            elif node.op == "Transpose":
+                return list(node.get("perm", [])) in ([0, 3, 1, 2], [0, 2, 1])
         return False
 
     def _load(self, node: Node) -> bool:
@@ -242,7 +246,7 @@ class Builder:
             read = {name for node in host for name in node.inputs}
             graph.tail_outputs = tuple(v.name for v in self.proto.output if v.name in made_by_host | read)
             for node in host:
-                graph.host_nodes.append(HostNode(node.name, node.op, tail.reason(node)))
+                graph.host_nodes.append(HostNode(node.name, node.op, tail.reason(node, HANDLERS.keys())))
 
     def _port(self, name: str, value: Value) -> Port:
         ctx = self.context

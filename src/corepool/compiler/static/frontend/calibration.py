@@ -10,7 +10,7 @@ import lzma
 import math
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -41,11 +41,14 @@ def input_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     }
 
 
-def read_calibration(source: Calibration | None, shapes: Shapes) -> list[dict[str, FloatArray]]:
+def read_calibration(
+    source: Calibration | None, shapes: Shapes, pixels: Set[str] = frozenset()
+) -> list[dict[str, FloatArray]]:
     """Calibration samples, one dict of float32 arrays (batch 1) each.
 
     ``source`` maps input names to arrays [N, ...], or is a .npz file of such, a .npy file, or a folder of .npy, .npz,
-    .png and .jpg files (pictures are cut to the input's size and normalised as ImageNet's). Raises CalibrationError.
+    .png and .jpg files (pictures are cut to the input's size and normalised as ImageNet's; inputs in ``pixels`` get
+    0 to 255). Raises CalibrationError.
     """
     if source is None:
         raise CalibrationError(
@@ -54,7 +57,7 @@ def read_calibration(source: Calibration | None, shapes: Shapes) -> list[dict[st
         )
     if isinstance(source, Mapping):
         return _split(dict(source), shapes, "the calibration data")
-    samples = _Reader(shapes).read(Path(source))
+    samples = _Reader(shapes, pixels).read(Path(source))
     if not samples:
         raise CalibrationError(f"no calibration data in {source}: it needs .npy, .npz, .png or .jpg files")
     return samples
@@ -63,8 +66,9 @@ def read_calibration(source: Calibration | None, shapes: Shapes) -> list[dict[st
 class _Reader:
     """Reads files; what they hold is judged by their headers, before any of it is read or unpacked."""
 
-    def __init__(self, shapes: Shapes) -> None:
+    def __init__(self, shapes: Shapes, pixels: Set[str]) -> None:
         self.shapes = shapes
+        self.pixels = pixels
         self.left = BYTES_LIMIT
 
     def read(self, path: Path) -> list[dict[str, FloatArray]]:
@@ -98,7 +102,7 @@ class _Reader:
                     array = _read_array(file)
             else:
                 self._take(math.prod(shape) * 4, path)
-                array = read_picture(path, shape)
+                array = read_picture(path, shape, name in self.pixels)
             return _split({name: array}, self.shapes, str(path))
         except (*_UNSOUND, Image.DecompressionBombError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -142,8 +146,9 @@ def _read_array(file: BinaryIO | Any) -> npt.NDArray[Any]:
     return array
 
 
-def read_picture(path: Path, shape: tuple[int, ...]) -> FloatArray:
-    """A picture as float32 of ``shape`` [1, 3, H, W] or [1, H, W, 3], normalised; ValueError for other shapes."""
+def read_picture(path: Path, shape: tuple[int, ...], raw: bool = False) -> FloatArray:
+    """A picture as float32 of ``shape`` [1, 3, H, W] or [1, H, W, 3], normalised unless it is wanted ``raw`` (0..255);
+    ValueError for other shapes."""
     from PIL import Image, ImageOps
 
     last = len(shape) == 4 and shape[3] == 3 and shape[1] != 3
@@ -153,7 +158,9 @@ def read_picture(path: Path, shape: tuple[int, ...]) -> FloatArray:
     with Image.open(path) as picture:
         fitted = ImageOps.fit(picture.convert("RGB"), (width, height))
     mean, deviation = np.array(MEAN, dtype=np.float32), np.array(DEVIATION, dtype=np.float32)
-    pixels = (np.asarray(fitted, dtype=np.float32) / np.float32(255) - mean) / deviation
+    pixels = np.asarray(fitted, dtype=np.float32)
+    if not raw:
+        pixels = (pixels / np.float32(255) - mean) / deviation
     return np.ascontiguousarray((pixels if last else pixels.transpose(2, 0, 1))[None], dtype=np.float32)
 
 

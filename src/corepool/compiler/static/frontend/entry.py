@@ -12,17 +12,22 @@ import onnx
 
 from corepool.compiler.static.frontend.build import HANDLERS, Builder
 from corepool.compiler.static.frontend.calibration import Calibration, input_shapes, read_calibration
+from corepool.compiler.static.frontend.head import Head, cut
 from corepool.compiler.static.frontend.load import load
+from corepool.compiler.static.frontend.nodes import read_nodes
 from corepool.compiler.static.frontend.prepare import FloatModel
 from corepool.compiler.static.frontend.quantise import quantise_model
+from corepool.compiler.static.frontend.tail import find
 from corepool.compiler.static.graph import Graph
+from corepool.compiler.static.hostpart import check_part
 from corepool.compiler.static.passes import run_passes
 from corepool.errors import CalibrationError, ModelError
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A layer graph and the quantised (QDQ) ONNX model of the same network, the reference for its numbers."""
+    """A layer graph and the quantised (QDQ) ONNX model of the same network, the reference for its numbers; the host's
+    first and last steps are in both."""
 
     graph: Graph
     qdq_model: onnx.ModelProto
@@ -40,10 +45,17 @@ def import_model(path: Path | str, calibration: Calibration | None = None, fold_
     try:
         quantised = any(p.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv") for p in model.graph.node)
         removed: dict[str, str] = {}
+        model, head = cut(model, HANDLERS.keys(), quantised)
         if not quantised:
-            model, removed = _quantise(model, calibration)
+            model, removed = _quantise(model, calibration, head)
         graph = Builder(model).build()
         graph.removed = {**removed, **graph.removed}
+        if graph.tail:
+            check_part(graph.tail, "behind the last")
+        if head is not None:
+            graph.head, graph.head_inputs = bytes(head.model.SerializeToString()), head.inputs
+            graph.host_nodes = [*head.nodes, *graph.host_nodes]
+            model = head.join(model)
     except CalibrationError:
         raise
     except ModelError as error:
@@ -51,11 +63,19 @@ def import_model(path: Path | str, calibration: Calibration | None = None, fold_
     return Imported(run_passes(graph, fold_stem=fold_stem), model)
 
 
-def _quantise(model: onnx.ModelProto, calibration: Calibration | None) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """The quantised model, and what became of nodes on the way."""
+def _quantise(
+    model: onnx.ModelProto, calibration: Calibration | None, head: Head | None
+) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """The quantised model, and what became of nodes on the way. Calibration data are of the whole network's inputs."""
     tidied = FloatModel(model)
     model = tidied.run()
     Builder(model, rehearsal=True).build()
-    samples = read_calibration(calibration, input_shapes(model))
+    if head is None:
+        samples = read_calibration(calibration, input_shapes(model))
+    else:
+        shapes = {each.name: each.shape for each in head.inputs}
+        samples = head.run(read_calibration(calibration, shapes, head.pixels()))
     kept_float = {"QuantizeLinear", "DequantizeLinear", "Shape", "Identity", "Dropout"}
-    return quantise_model(model, samples, sorted(set(HANDLERS) - kept_float)), tidied.removed
+    constants = {tensor.name for tensor in model.graph.initializer}
+    last = [node.name for node in find(read_nodes(model.graph), [], HANDLERS.keys(), constants)]
+    return quantise_model(model, samples, sorted(set(HANDLERS) - kept_float), last), tidied.removed

@@ -36,11 +36,15 @@ def _quiet() -> Iterator[None]:
 
 
 def quantise_model(
-    model: onnx.ModelProto, samples: Sequence[Mapping[str, FloatArray]], operators: Sequence[str]
+    model: onnx.ModelProto,
+    samples: Sequence[Mapping[str, FloatArray]],
+    operators: Sequence[str],
+    left_out: Sequence[str] = (),
 ) -> onnx.ModelProto:
     """A QDQ model: int8 activations with zero points from minima and maxima, symmetric int8 weights per output channel.
 
-    ``operators`` are the operator types to quantise. Raises ModelError if onnxruntime cannot run or quantise the model.
+    ``operators`` are the operator types to quantise, ``left_out`` nodes that stay as they are. Raises
+    ModelError if onnxruntime cannot run or quantise the model.
     """
     from corepool.compiler.static.ort import onnxruntime  # noqa: F401  # first: it sets how it loads
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType  # isort: skip
@@ -62,6 +66,7 @@ def quantise_model(
                 Reader(),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=list(operators),
+                nodes_to_exclude=list(left_out),
                 per_channel=True,
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,

@@ -1,49 +1,38 @@
-"""The end of a network that runs on the host: Softmax and ArgMax, and what follows them.
+"""The end of a network that runs on the host: Softmax and ArgMax, operators that the cores lack, and what follows them.
 
 It must not know layers: it cuts the ONNX graph in two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 import onnx
 from onnx import helper, numpy_helper
 
 from corepool.compiler.static.frontend.context import Node
+from corepool.compiler.static.frontend.region import Region
 from corepool.compiler.static.frontend.values import Const, Value
 from corepool.compiler.static.graph import Port
+from corepool.compiler.static.hostops import HOST_OPS, STARTS
 
-STARTS = ("Softmax", "LogSoftmax", "ArgMax")
-FOLLOWERS = (
-    *STARTS,
-    *(
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "Identity",
-        "Reshape",
-        "Flatten",
-        "Squeeze",
-        "Unsqueeze",
-        "Cast",
-        "Transpose",
-    ),
-    "TopK",
-)
 _TYPES = {"float32": onnx.TensorProto.FLOAT, "int8": onnx.TensorProto.INT8, "uint8": onnx.TensorProto.UINT8}
 
 
-def find(nodes: list[Node], problems: list[str]) -> list[Node]:
-    """The nodes that run on the host: each Softmax or ArgMax and all that depends on it. Adds to ``problems``."""
+def find(nodes: list[Node], problems: list[str], supported: Set[str], known: Set[str]) -> list[Node]:
+    """The nodes that run on the host: each Softmax or ArgMax and all that depends on it, and each operator that is not
+    ``supported`` if only cheap ones depend on it and the device has something to do before it. ``known``: names of
+    constants. Adds to ``problems``."""
+    region = Region(nodes, supported, known)
     tainted: dict[str, Node] = {}
     host = []
     for node in nodes:
         source = next((tainted[name] for name in node.inputs if name in tainted), None)
-        if source is None and node.op in STARTS:
+        if source is None and (node.op in STARTS or region.ends_with(node)):
             source = node
         if source is None:
             continue
-        if node.op not in FOLLOWERS:
+        if node.op not in HOST_OPS:
             problems.append(
                 f"node '{source.name}' ({source.op}) feeds node '{node.name}' ({node.op}): {source.op} runs on the host"
                 " and so must stand at the end"
@@ -54,10 +43,12 @@ def find(nodes: list[Node], problems: list[str]) -> list[Node]:
     return host
 
 
-def reason(node: Node) -> str:
+def reason(node: Node, supported: Set[str]) -> str:
     """Why a node runs on the host, in words for the report."""
     if node.op in STARTS:
         return "needs real arithmetic that the cores lack; runs once, at the end"
+    if node.op not in supported:
+        return "is no operator of the cores; stands at the end"
     return "follows an operator that runs on the host"
 
 
