@@ -73,7 +73,7 @@ class UnloadModel(Event):
 @dataclass(frozen=True, slots=True)
 class RequestLease(Event):
     """Cores for a tenant, under a name of its choice; ``term_ns`` is how long it expects to keep them, for
-    predictions."""
+    predictions. One that is ``faulted`` gets none: an earlier hypervisor stopped it, and its owner has to release it."""
 
     tenant: str
     lease: str
@@ -83,6 +83,7 @@ class RequestLease(Event):
     sharing: Sharing = Sharing.PRIVATE
     switching: Switching = Switching.TASK
     term_ns: int | None = None
+    faulted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

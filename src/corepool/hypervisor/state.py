@@ -149,9 +149,14 @@ class Hypervisor:
             order=event.at - tenant.priority * self.settings.ageing_ns,
             serial=book.serial,
             ends_at=None if event.term_ns is None else event.at + event.term_ns,
+            faulted=event.faulted,
         )  # fmt: skip
         book.leases[event.lease] = lease
         tenant.leases.add(event.lease)
+        if event.faulted:
+            lease.admitted = True  # it waits for nothing
+            self._touch(lease)
+            return
         book.queue.append(event.lease)
         book.queue.sort(key=lambda name: (book.leases[name].order, book.leases[name].serial))
         self._touch(lease)

@@ -223,6 +223,37 @@ def test_tainted_cores_stay_so_over_a_restart(make: Make, tmp_path: Path) -> Non
     assert make(card=again.crash(), auto_repair=False).engine.cores()[tainted[0]][0] != "tainted"
 
 
+@pytest.mark.parametrize("auto_repair", [True, False])
+def test_a_lease_that_a_fault_stopped_stays_so_over_restarts(make: Make, tmp_path: Path, auto_repair: bool) -> None:
+    """Until its owner releases it; the automatic lease comes back by itself."""
+    world = make(auto_repair=auto_repair)
+    engine, ann = world.engine, who("ann")
+    engine.load_package(ann, "bad", "1", str(bad_package(world.net, tmp_path)))
+    engine.create_lease(ann, LeaseRequest("a", 2, 2))
+    engine.create_lease(ann, LeaseRequest("b", 1, 1))
+    with pytest.raises(FaultError):
+        engine.submit(ann, InferRequest("bad", world.net.image(), lease="a")).result(300)
+    assert engine.pilot.quiet()
+    for _ in range(2):
+        world = make(card=world.crash(), auto_repair=auto_repair)
+        engine = world.engine
+        assert engine.pilot.quiet()
+        stood = {each.name: each for each in engine.leases(ann)}
+        assert (stood["a"].state, stood["a"].cores, stood["a"].position) == ("faulted", (), None)
+        assert (stood["b"].state, len(stood["b"].cores)) == ("active", 1)
+        with pytest.raises(LeaseError, match="stopped by a fault"):
+            engine.submit(ann, InferRequest("bad", world.net.image(), lease="a")).result(60)
+        with pytest.raises(ConflictError):
+            engine.create_lease(ann, LeaseRequest("a", 2, 2))
+    world.load("ann")
+    engine.release_lease(ann, "a")
+    assert engine.create_lease(ann, LeaseRequest("a", 1, 1)).state == "active"
+    assert world.engine.submit(ann, InferRequest("net", world.net.image(), lease="a")).result(300).cores == 1
+    world = make(card=world.crash(), auto_repair=auto_repair)
+    assert world.engine.pilot.quiet()
+    assert {each.state for each in world.engine.leases(ann)} == {"active"}
+
+
 class Hands:
     """A monotonic clock that the test moves."""
 

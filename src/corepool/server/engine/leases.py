@@ -314,14 +314,16 @@ class LeaseDesk:
                     change.put_lease(stood(row, standing))
 
     def _restore(self, row: LeaseRow) -> None:
-        """Ask for a lease again, with its whole time to live."""
+        """Ask for a lease again, with its whole time to live. One that a fault stopped stays so until it is released;
+        the automatic one would be made anew anyway."""
         self.know(row.tenant)
         name = lease_id(row.tenant, row.name)
         sharing, switching = ev.Sharing(row.sharing), ev.Switching(row.switching)
         window, term = self._window_bytes(row.tenant), int(self._life_ns)
+        faulted = row.state == "faulted" and not row.extra.get("auto")
         self._pilot.apply(
             lambda now: ev.RequestLease(
-                now, row.tenant, name, row.minimum, row.maximum, window, sharing, switching, term
+                now, row.tenant, name, row.minimum, row.maximum, window, sharing, switching, term, faulted
             )
         )
         self._made[name] = self._clock()
