@@ -353,7 +353,10 @@ def test_validate_attacks_and_cleans_up(place: Place, key: str) -> None:
 
 
 def test_validate_tells_of_an_attack_that_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    bad = {"attacks": [{"attack": "bank flood", "passed": False, "detail": "its neighbour took 9 cycles"}]}
+    bad = {
+        "device": "one",
+        "attacks": [{"attack": "bank flood", "passed": False, "detail": "its neighbour took 9 cycles"}],
+    }
     monkeypatch.setattr(validate, "_as_tenants", lambda client: [])
     monkeypatch.setattr(validate.Client, "ask", lambda *_: bad)
     with pytest.raises(typer.Exit) as ended:

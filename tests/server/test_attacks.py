@@ -1,22 +1,27 @@
 """The server's own attacks: a sound device withstands them, and each kind of broken one is found out."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pytest
 
 from corepool.config import preset
-from corepool.device.base import Completion, Lease
+from corepool.device.base import Completion, Device, Lease
 from corepool.device.simulator import Simulator
-from corepool.server.attacks import run_attacks
+from corepool.server.attacks import Verdict, run_attacks
 
 NAMES = {"out-of-window", "foreign lease", "runaway stream", "bank flood"}
 
 
+def attacked(device: Device, victim: int = 0, attacker: int = 1) -> list[Verdict]:
+    return run_attacks(lambda: nullcontext(device), device.config, victim, attacker)
+
+
 @pytest.mark.parametrize("config", ["tiny", "u200"])
 def test_a_sound_device_withstands_all(config: str) -> None:
-    verdicts = run_attacks(lambda: Simulator(preset(config)))
+    verdicts = attacked(Simulator(preset(config)))
     assert {each.attack for each in verdicts} == NAMES
     assert [each for each in verdicts if not each.passed] == []
 
@@ -67,7 +72,7 @@ class Blind(Simulator):
     ("kind", "told"), [(Leaky, "memory changed"), (Slow, "cycles instead of"), (Blind, "no fault")]
 )
 def test_a_broken_device_is_found_out(kind: Callable[..., Simulator], told: str) -> None:
-    verdicts = run_attacks(lambda: kind(preset("tiny")))
+    verdicts = attacked(kind(preset("tiny")))
     failed = [each for each in verdicts if not each.passed]
     assert len(failed) >= len(verdicts) - 1
     assert all(told in each.detail for each in failed)

@@ -99,7 +99,7 @@ def test_names_follow_the_rules(server: Server) -> None:
 
 def test_idle_tenants_have_zeros_and_the_rest_is_other(server: Server) -> None:
     page = samples(get(server)[1])
-    tenants = {dict(labels).get("tenant") for _, labels in page} - {None}
+    tenants = {dict(labels).get("tenant") for _, labels in page} - {None, ""}
     assert tenants == {"alice", "bob", OTHER}
     assert page["corepool_quota_cores_limit", frozenset({("tenant", OTHER)})] == 4
     assert page["corepool_lease_cores", frozenset({("tenant", "bob"), ("lease", "default")})] == 0

@@ -24,20 +24,23 @@ EXIT_FAILED = 1
 def command(url: UrlOption = DEFAULT_URL, key: KeyOption = None, json: JsonOption = False) -> None:
     """Attack the server's isolation (with an operator's key); exit code 1 if an attack succeeds.
 
-    Attacks on memory and cores run on a device of their own inside the server, so tenants' work is not touched; those
-    on keys and leases run as two tenants that are made for it and removed.
+    Attacks on memory and cores run on the server's device, in two cores leased for them; with the simulator, which
+    gives each lease a device of its own, on one more such device. Those on keys and leases run as two tenants that are
+    made for it and removed.
     """
     with Client(url, key) as client, output.progress("validate") as progress:
         progress("keys and leases", 0.1)
         rows = _as_tenants(client)
         progress("memory and cores", 0.4)
-        rows += client.ask("POST", f"{PATH}/validate")["attacks"]
+        answer = client.ask("POST", f"{PATH}/validate")
+        rows += answer["attacks"]
     passed = all(row["passed"] for row in rows)
     if json:
-        output.write_json({"passed": passed, "attacks": rows})
+        output.write_json({"passed": passed, "device": answer["device"], "attacks": rows})
     else:
         shown = [["pass" if row["passed"] else "FAIL", row["attack"], row["detail"]] for row in rows]
         output.show(output.table("Attacks", ("", "attack", "what was seen"), shown, left=3))
+        output.write(f"Memory and cores: {answer['device']}.")
     if not passed:
         raise typer.Exit(EXIT_FAILED)
 

@@ -34,6 +34,10 @@ class KeyAccess:
         self._tenants.admit(who, body_bytes)
         return self._tenants.body_limit(who)
 
+    def knows(self, tenant: str) -> bool:
+        """See api.Access."""
+        return self._tenants.knows(tenant)
+
     def close(self) -> None:
         """Wait for checks under way."""
         self._workers.shutdown()

@@ -210,3 +210,7 @@ class Access(Protocol):
         Raises TooManyRequestsError over the tenant's rate, TooLargeError over its limit.
         """
         ...
+
+    def knows(self, tenant: str) -> bool:
+        """Whether there is such a tenant."""
+        ...

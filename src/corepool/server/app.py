@@ -31,6 +31,7 @@ from corepool.server.status import Operator
 from corepool.server.store import Store, TenantRow
 from corepool.server.tenants import Tenants
 from corepool.server.uploads import Uploads
+from corepool.server.validation import Validation
 from corepool.server.watching import watch
 
 
@@ -95,7 +96,10 @@ def assembled(settings: Settings, log: ServerLog, observer: Observer | None = No
             engine,
             library,
             tenants,
-            Operator(watching.watched, watching.traces, _device(settings.device, hardware)),
+            Operator(
+                watching.watched, watching.traces, Validation(engine, tenants, _device(settings.device, hardware))
+            ),
+            watching.traffic,
         )
         yield Server(settings, engine, tenants, parts, watching.metrics, log, first_key)
 

@@ -1,15 +1,17 @@
 """Attacks on a device's isolation: one lease tries to break out while its neighbour's bytes and cycles are watched.
 
-It must not know tenants, keys or servers. The device is one of its own, so nobody's work is touched.
+It must not know tenants, keys or servers. Only cores that it is given are touched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 
+from corepool.config import HardwareConfig
 from corepool.device.base import Device, Fault, Lease
 from corepool.isa.codec import encode
 from corepool.isa.table import Opcode, Target
@@ -19,6 +21,8 @@ STREAMS_AT = WINDOW_BYTES // 2
 ROUNDS = 40
 END = encode(Opcode.END)
 SEED = 5
+
+Lend = Callable[[], AbstractContextManager[Device]]
 
 
 @dataclass(frozen=True)
@@ -72,18 +76,21 @@ def attacks(attacker: int, victim: int, bank: int, foreign_bank: int | None) -> 
     return made
 
 
-def run_attacks(open_device: Callable[[], Device]) -> list[Verdict]:
+def run_attacks(lend: Lend, config: HardwareConfig, victim: int = 0, attacker: int = 1) -> list[Verdict]:
     """One verdict for each attack. It passes if the attacker ends as it must, and its neighbour's bytes and cycles are
-    those of a run alone. Raises DeviceError for a device without two cores."""
-    device = open_device()
-    config = device.config
-    victim, attacker = 0, 1
+    those of a run alone. The device is lent for each attack anew, so that others come to it in between. Raises
+    DeviceError for a device without these cores."""
     bank = config.bank_of(attacker)
     foreign = next((each for each in range(config.banks) if each not in (bank, config.bank_of(victim))), None)
-    alone = _watch(device, victim, None, b"")
+
+    def watch(aggressor: int | None, stream: bytes) -> _Seen:
+        with lend() as device:
+            return _watch(device, victim, aggressor, stream)
+
+    alone = watch(None, b"")
     verdicts = []
     for attack in attacks(attacker, victim, bank, foreign):
-        seen = _watch(device, victim, attacker, attack.stream)
+        seen = watch(attacker, attack.stream)
         wrong = []
         if seen.fault not in attack.faults if attack.faults else seen.fault is not None:
             wrong.append(f"the attacker ended with {seen.fault.name if seen.fault else 'no fault'}")

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Protocol
 
-from corepool.errors import PermissionDeniedError, RequestError
-from corepool.server.api import Identity, Role
+from corepool.errors import NotFoundError, PermissionDeniedError, RequestError
+from corepool.server.api import Access, Identity, Role
 from corepool.server.tensors import shown
 
 TENANT_HEADER = "Corepool-Tenant"  # an operator's wish to act for a tenant
@@ -18,14 +18,19 @@ TENANT_HEADER = "Corepool-Tenant"  # an operator's wish to act for a tenant
 class RequestLog(Protocol):
     """Who writes down requests."""
 
-    def request(self, method: str, path: str, status: int, seconds: float, request_id: str, source: str) -> None: ...
+    def request(
+        self, method: str, path: str, status: int, seconds: float, request_id: str, source: str, tenant: str = ""
+    ) -> None: ...
 
     def crashed(self, request_id: str, error: BaseException) -> None: ...
 
 
-def acting_for(who: Identity, tenant: str) -> Identity:
-    """An operator who acts for a tenant; tenants can name themselves only."""
+def acting_for(access: Access, who: Identity, tenant: str) -> Identity:
+    """An operator who acts for a tenant; tenants can name themselves only. Raises NotFoundError and
+    PermissionDeniedError."""
     if who.role is Role.ADMIN:
+        if not access.knows(tenant):
+            raise NotFoundError(f"there is no tenant {shown(tenant)} to act for")
         return replace(who, tenant=tenant)
     if who.tenant != tenant:
         raise PermissionDeniedError(f"the key is not one of tenant {shown(tenant)}")

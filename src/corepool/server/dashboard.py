@@ -37,6 +37,11 @@ PANELS = (
         "sum by (tenant, outcome) "
         f'(rate(corepool_inference_requests_total{{tenant=~"$tenant",outcome!="success"}}{RATE}))',
         "{{tenant}} {{outcome}}"),)),
+    Panel("Refused requests", "reqps", ((
+        f'sum by (tenant, code) (rate(corepool_requests_total{{tenant=~"|$tenant",code!~"200|201|202|OK"}}{RATE}))',
+        "{{tenant}} {{code}}"),)),
+    Panel("Requests by status", "reqps", (
+        (f"sum by (transport, code) (rate(corepool_requests_total{RATE}))", "{{transport}} {{code}}"),)),
     Panel("Time of each stage, 99 of 100", "s", ((
         "histogram_quantile(0.99, sum by (le, stage) "
         f'(rate(corepool_inference_duration_seconds_bucket{{tenant=~"$tenant"}}{RATE})))', "{{stage}}"),)),

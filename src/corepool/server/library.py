@@ -136,6 +136,8 @@ class Library:
 
     def _compile(self, who: Identity, source: Source, place: Path, stamp: str, load: bool = False) -> Compiling:
         def finish(made: Path) -> Path:
+            if place.is_relative_to(self.uploads.root) and not place.is_dir():
+                raise NotFoundError(no_model(source.name, source.version))  # removed meanwhile, or its tenant was
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
             (place / STAMP).unlink(missing_ok=True)
             made.replace(place / BUILT)

@@ -74,7 +74,9 @@ class ServerLog:
         """Something that an operator should look at."""
         self._log.warning(name, **values)
 
-    def request(self, method: str, path: str, status: int, seconds: float, request_id: str, source: str) -> None:
+    def request(
+        self, method: str, path: str, status: int, seconds: float, request_id: str, source: str, tenant: str = ""
+    ) -> None:
         """A request was answered. What comes often and went well is told at level debug only."""
         tell = self._log.info
         if method == "gRPC":
@@ -93,6 +95,7 @@ class ServerLog:
             ms=round(seconds * 1e3, 3),
             request_id=request_id,
             source=source,
+            **({"tenant": tenant} if tenant else {}),
         )
 
     def crashed(self, request_id: str, error: BaseException) -> None:

@@ -19,6 +19,7 @@ from corepool.server.meters import FAULTS, RELINK_BOUNDS_S, CardMeters
 from corepool.server.observing import OTHER, OUTCOMES, STAGES, InferenceMeters, Key, Row, TenantLabels
 from corepool.server.rest.gate import Application, Receive, Scope, Send
 from corepool.server.store import TenantRow
+from corepool.server.traffic import EXPECTED, Traffic
 
 LEASES_EACH = 32  # leases of one tenant with a label of their own
 _OPERATOR = Identity(Role.ADMIN, "", "metrics")
@@ -36,6 +37,7 @@ class Watched:
     card: CardMeters
     inferences: InferenceMeters
     tenants: Callable[[], list[TenantRow]]
+    traffic: Traffic
     device: str = "0"
 
 
@@ -58,6 +60,7 @@ class Metrics:
             *self._lease_families(tenants),
             *self._core_families(),
             *self._tenant_families(tenants),
+            self._traffic_family(),
         ]
         if self._nv_names:
             families += nv_families(rows)
@@ -130,6 +133,16 @@ class Metrics:
         for tenant, histogram in seconds.items():
             families[2].add_histogram(histogram, {"tenant": tenant})
         return families
+
+    def _traffic_family(self) -> Family:
+        """Whoever shows no key has an empty label."""
+        counts = Counter({(transport, "", code): 0 for transport, code in EXPECTED})
+        for (transport, tenant, code), count in self._watched.traffic.counts().items():
+            counts[transport, self._labels.of(tenant) if tenant else "", code] += count
+        family = Family("corepool_requests_total", "counter", "Requests by status, refused ones too.")
+        for (transport, tenant, code), count in counts.items():
+            family.add(count, {"transport": transport, "tenant": tenant, "code": code})
+        return family
 
     def _lease_families(self, tenants: list[TenantRow]) -> list[Family]:
         leases = self._watched.engine.leases(_OPERATOR)

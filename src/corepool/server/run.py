@@ -18,6 +18,7 @@ import uvicorn
 
 from corepool.errors import ConfigError
 from corepool.server.api import Access
+from corepool.server.context import RequestLog
 from corepool.server.dataplane import DataPlane
 from corepool.server.logging import ServerLog
 from corepool.server.rest.app import rest_app
@@ -26,6 +27,7 @@ from corepool.server.rest.context import Parts
 from corepool.server.rest.gate import Application, BodyLimits
 from corepool.server.rpc.service import handlers
 from corepool.server.settings import Settings
+from corepool.server.traffic import CountedLog
 
 BACKLOG = 1024
 METADATA_BYTES = 32 << 10
@@ -77,11 +79,12 @@ async def serve_until(
     with contextlib.ExitStack() as stack:
         rest_socket = stack.enter_context(_listen(settings.host, settings.rest_port, "rest_port"))
         metrics_socket = stack.enter_context(_listen(settings.host, settings.metrics_port, "metrics_port"))
-        rpc, rpc_port = _rpc_server(settings, parts.plane, parts.access, log)
+        counted = CountedLog(log, parts.traffic)
+        rpc, rpc_port = _rpc_server(settings, parts.plane, parts.access, counted)
         bodies = BodyLimits(limits.body_bytes, limits.upload_bytes, limits.body_timeout_s, limits.upload_timeout_s)
         servers = [
-            (_http_server(rest_app(parts, bodies, log), settings), rest_socket),
-            (_http_server(metrics, settings), metrics_socket),
+            (_http_server(rest_app(parts, bodies, counted), settings, parts.traffic.refused), rest_socket),
+            (_http_server(metrics, settings, lambda status: None), metrics_socket),
         ]
         ports = Ports(settings.host, rest_socket.getsockname()[1], rpc_port, metrics_socket.getsockname()[1])
         await rpc.start()
@@ -136,12 +139,12 @@ def _no_port(host: str, port: int, name: str, error: OSError | None) -> str:
     return f"cannot listen on port {port} of {host} ({name}): {error.strerror or error}"
 
 
-def _http_server(app: Application, settings: Settings) -> _Server:
+def _http_server(app: Application, settings: Settings, refused: Callable[[int], None]) -> _Server:
     limits = settings.limits
     return _Server(
         uvicorn.Config(
             app,
-            http=connections(limits),
+            http=connections(limits, refused),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -154,7 +157,7 @@ def _http_server(app: Application, settings: Settings) -> _Server:
     )
 
 
-def _rpc_server(settings: Settings, plane: DataPlane, access: Access, log: ServerLog) -> tuple[grpc.aio.Server, int]:
+def _rpc_server(settings: Settings, plane: DataPlane, access: Access, log: RequestLog) -> tuple[grpc.aio.Server, int]:
     # Messages hold names and shapes beside the tensors.
     size = settings.limits.body_bytes + METADATA_BYTES
     server = grpc.aio.server(

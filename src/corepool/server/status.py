@@ -5,19 +5,15 @@ It must not know how it is shown.
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from corepool.device.base import Device
-from corepool.errors import UnavailableError
 from corepool.server.api import Identity, Role
-from corepool.server.attacks import run_attacks
 from corepool.server.meters import SECOND
 from corepool.server.metrics import Watched
 from corepool.server.traces import Traces
+from corepool.server.validation import Validation
 
 MOST = 1000  # tenants and leases that are told
 _OPERATOR = Identity(Role.ADMIN, "", "status")
@@ -26,24 +22,19 @@ _OPERATOR = Identity(Role.ADMIN, "", "status")
 class Operator:
     """What operators can ask of the server beyond tenants and leases."""
 
-    def __init__(self, watched: Watched, traces: Traces, open_device: Callable[[], Device]) -> None:
+    def __init__(self, watched: Watched, traces: Traces, validation: Validation) -> None:
         self._watched = watched
         self._traces = traces
-        self._open_device = open_device
-        self._validating = threading.Lock()
+        self._validation = validation
 
     def trace(self, who: Identity, ident: str) -> dict[str, Any]:
         """What became of a request, by its id, for Perfetto. Raises NotFoundError."""
         return self._traces.get(who, ident)
 
-    def validate(self) -> list[dict[str, Any]]:
-        """Attacks on a device that is opened for it. Raises UnavailableError if that runs already."""
-        if not self._validating.acquire(blocking=False):
-            raise UnavailableError("a validation is under way: wait for it to end")
-        try:
-            return [asdict(verdict) for verdict in run_attacks(self._open_device)]
-        finally:
-            self._validating.release()
+    def validate(self) -> dict[str, Any]:
+        """Attacks on the isolation of leases, where they took place, and what became of each. Raises UnavailableError
+        if that runs already or no two cores can be had."""
+        return self._validation.run()
 
     def status(self) -> dict[str, Any]:
         """Everything at once; times in seconds, ``ago_s`` before now."""

@@ -146,6 +146,10 @@ class Tenants:
         """All tenants, from memory, for the server's own parts."""
         return sorted(self._tenants.values(), key=lambda row: row.name)
 
+    def knows(self, name: str) -> bool:
+        """Whether there is such a tenant."""
+        return name in self._tenants
+
     # Tenants
 
     def visible(self, who: Identity) -> list[TenantRow]:

@@ -5,6 +5,8 @@ It must not know transports. What is kept is bounded.
 
 from __future__ import annotations
 
+import os
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -19,7 +21,14 @@ from corepool.server.tensors import shown
 
 KEPT = 1000
 
+_IDENT = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
 request_id: ContextVar[str] = ContextVar("request_id", default="")  # of the request that is being answered
+
+
+def ident_of(given: str) -> str:
+    """The id of a request: the client's own, or a new one if that is none."""
+    return given if _IDENT.fullmatch(given) else os.urandom(8).hex()
 
 
 @dataclass(frozen=True, slots=True)

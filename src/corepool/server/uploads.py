@@ -9,10 +9,11 @@ import contextlib
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from corepool.errors import NotFoundError, RequestError, StorageFullError, TooLargeError
+from corepool.errors import CorepoolError, NotFoundError, RequestError, StorageFullError, TooLargeError
 from corepool.server.repository import CALIBRATION, ModelFolder, check_name, check_version
 from corepool.server.tensors import shown
 
@@ -29,6 +30,8 @@ class Uploads:
         self.root = root
         self._limit = stored_bytes
         self._writing: dict[str, int] = {}  # bytes of a tenant's uploads that are under way
+        self._open: dict[str, list[threading.Event]] = {}  # of those, by tenant: set when the tenant was removed
+        self._lock = threading.RLock()
 
     def folder(self, tenant: str) -> ModelFolder:
         """The tenant's models."""
@@ -45,25 +48,21 @@ class Uploads:
 
     async def put_model(self, tenant: str, name: str, version: str, body: AsyncIterator[bytes]) -> Path:
         """Store an ONNX file or a package in the place of what was there; which of both, its beginning tells."""
-        folder = self._version_folder(tenant, name, version)
-        path, head = await self._receive(tenant, folder, body)
-        if not head:
-            path.unlink()
-            raise RequestError("the body is empty: send an ONNX file or a package")
-        target, other = (PACKAGE, ONNX) if head.startswith(PACKAGE_MAGIC) else (ONNX, PACKAGE)
-        path.replace(folder / target)
-        (folder / other).unlink(missing_ok=True)
-        return folder / target
+        async with self._received(tenant, name, version, body) as (path, head):
+            if not head:
+                raise RequestError("the body is empty: send an ONNX file or a package")
+            target, other = (PACKAGE, ONNX) if head.startswith(PACKAGE_MAGIC) else (ONNX, PACKAGE)
+            path.replace(path.parent / target)
+            (path.parent / other).unlink(missing_ok=True)
+            return path.parent / target
 
     async def put_calibration(self, tenant: str, name: str, version: str, body: AsyncIterator[bytes]) -> Path:
         """Store the calibration data of a version: a .npz file. Raises RequestError for anything else."""
-        folder = self._version_folder(tenant, name, version)
-        path, head = await self._receive(tenant, folder, body)
-        if not head.startswith(ZIP_MAGIC):
-            path.unlink()
-            raise RequestError("calibration data must be a .npz file with an array [N, ...] for each input")
-        path.replace(folder / CALIBRATION)
-        return folder / CALIBRATION
+        async with self._received(tenant, name, version, body) as (path, head):
+            if not head.startswith(ZIP_MAGIC):
+                raise RequestError("calibration data must be a .npz file with an array [N, ...] for each input")
+            path.replace(path.parent / CALIBRATION)
+            return path.parent / CALIBRATION
 
     def remove(self, tenant: str, name: str, version: str | None = None) -> None:
         """Delete a version, or all. Raises NotFoundError."""
@@ -77,8 +76,42 @@ class Uploads:
             folder.rmdir()  # if that was the last version
 
     def forget(self, tenant: str) -> None:
-        """Delete all of a tenant's files: another one may get its name."""
-        shutil.rmtree(self.root / check_name(tenant), ignore_errors=True)
+        """Delete all of a tenant's files, and those that are on their way: another one may get its name. May be called
+        from any thread."""
+        with self._lock:
+            for each in self._open.get(tenant, ()):
+                each.set()
+            shutil.rmtree(self.root / check_name(tenant), ignore_errors=True)
+
+    @contextlib.asynccontextmanager
+    async def _received(
+        self, tenant: str, name: str, version: str, body: AsyncIterator[bytes]
+    ) -> AsyncIterator[tuple[Path, bytes]]:
+        """A temporary file with the body, and its first bytes, to be put in its place; removed if it is not. Raises
+        NotFoundError if the tenant was removed meanwhile."""
+        gone = threading.Event()
+        with self._lock:
+            folder = self._version_folder(tenant, name, version)
+            self._open.setdefault(tenant, []).append(gone)
+        try:
+            try:
+                path, head = await self._receive(tenant, folder, body)
+            except CorepoolError:
+                if gone.is_set():
+                    raise _gone(tenant) from None
+                raise
+            with self._lock:
+                if gone.is_set():
+                    raise _gone(tenant)
+                try:
+                    yield path, head
+                finally:
+                    path.unlink(missing_ok=True)
+        finally:
+            with self._lock:
+                self._open[tenant].remove(gone)
+                if not self._open[tenant]:
+                    del self._open[tenant]
 
     def _version_folder(self, tenant: str, name: str, version: str) -> Path:
         folder = self.root / check_name(tenant) / check_name(name) / check_version(version)
@@ -115,6 +148,10 @@ class Uploads:
             if not self._writing[tenant]:
                 del self._writing[tenant]
         return path, head
+
+
+def _gone(tenant: str) -> NotFoundError:
+    return NotFoundError(f"tenant {shown(tenant)} was removed while this was on its way")
 
 
 def no_model(name: str, version: str | None = None) -> str:

@@ -19,6 +19,7 @@ from corepool.server.rest.gate import Application
 from corepool.server.store import TenantRow
 from corepool.server.tenants import Tenants
 from corepool.server.traces import Traces
+from corepool.server.traffic import Traffic
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Watching:
     metrics: Application
     watched: Watched
     traces: Traces
+    traffic: Traffic
 
 
 def watch(
@@ -42,16 +44,17 @@ def watch(
         except NotFoundError:
             return None
 
-    meters, traces = InferenceMeters(version), Traces()
+    meters, traces, traffic = InferenceMeters(version), Traces(), Traffic()
 
     def tenant_changed(name: str, row: TenantRow | None) -> None:
         if row is None:
             card.meters.forget(name)
             meters.forget(name)
             traces.forget(name)
+            traffic.forget(name)
 
     tenants.subscribe(tenant_changed)
     observers: Sequence[Observer] = [meters, traces] if more is None else [meters, traces, more]
-    watched = Watched(engine, card.meters, meters, tenants.rows)
+    watched = Watched(engine, card.meters, meters, tenants.rows, traffic)
     page = metrics_app(Metrics(watched, wanted.tenants, wanted.nv_names))
-    return Watching(Observers(observers), page, watched, traces)
+    return Watching(Observers(observers), page, watched, traces, traffic)

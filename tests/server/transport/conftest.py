@@ -4,10 +4,11 @@ It must not know what the tests look for.
 """
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import numpy as np
 import pytest
 import uvloop
 
+from corepool.device.simulator import Simulator
 from corepool.server.api import Identity, InferRequest, Role
 from corepool.server.app import no_metrics
+from corepool.server.attacks import run_attacks
 from corepool.server.compilations import Compilations
 from corepool.server.compile_process import compile_model
 from corepool.server.dataplane import DataPlane
@@ -30,6 +33,7 @@ from corepool.server.run import Ports, serve_until
 from corepool.server.settings import Settings
 from corepool.server.store import Store, TenantRow
 from corepool.server.tenants import SYSTEM, Tenants
+from corepool.server.traces import Traces
 from corepool.server.uploads import Uploads
 from support.toy_engine import ToyAccess, ToyEngine, toy_package
 
@@ -50,7 +54,9 @@ class Notes(ServerLog):
 
     warning = event
 
-    def request(self, method: str, path: str, status: int, seconds: float, request_id: str, source: str) -> None:
+    def request(
+        self, method: str, path: str, status: int, seconds: float, request_id: str, source: str, tenant: str = ""
+    ) -> None:
         self.lines.append(("request", {"method": method, "path": path, "status": status, "id": request_id}))
 
     def crashed(self, request_id: str, error: BaseException) -> None:
@@ -94,6 +100,26 @@ def image(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(-128, 128, (1, 3, 12, 12)).astype(np.int8)
 
 
+class ToyOperations:
+    """Traces and attacks are true ones; of the card only its name is told."""
+
+    def __init__(self, traces: Traces, engine: ToyEngine) -> None:
+        self.traces = traces
+        self.engine = engine
+
+    def status(self) -> dict[str, Any]:
+        empty: dict[str, Any] = {key: [] for key in ("cores", "banks", "tenants", "leases", "redeals")}
+        return {"config": self.engine.config.name, "ready": self.engine.ready(), **empty}
+
+    def trace(self, who: Identity, ident: str) -> dict[str, Any]:
+        return self.traces.get(who, ident)
+
+    def validate(self) -> dict[str, Any]:
+        device = Simulator(self.engine.config)
+        verdicts = run_attacks(lambda: contextlib.nullcontext(device), device.config)
+        return {"device": "a device of its own", "attacks": [asdict(each) for each in verdicts]}
+
+
 def build(folder: Path, settings: Settings, engine: ToyEngine, store: Store, notes: Notes) -> Parts:
     tenants = Tenants(store, Limits())
     tenants.first_start()
@@ -110,7 +136,9 @@ def build(folder: Path, settings: Settings, engine: ToyEngine, store: Store, not
         engine,
         settings.config,
     )
-    return Parts(DataPlane(engine, library, in_flight=16), ToyAccess(), engine, library, tenants)
+    traces = Traces()
+    plane = DataPlane(engine, library, in_flight=16, observer=traces)
+    return Parts(plane, ToyAccess(), engine, library, tenants, ToyOperations(traces, engine))
 
 
 def running(folder: Path, settings: Settings) -> Iterator[Service]:

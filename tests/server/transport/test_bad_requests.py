@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -271,19 +272,35 @@ def test_more_in_flight_than_the_limit_are_told_when_to_come_back(service: Servi
 
 
 def test_slow_connections_keep_nobody_else_out(service: Service) -> None:
-    slow = [socket.create_connection(("127.0.0.1", service.ports.rest)) for _ in range(200)]
+    """500 over REST and 50 over gRPC that send a beginning and no more."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(8192, FILES[1]), FILES[1]))  # theirs and ours, in one process
+    try:
+        _slow_connections(service, 500, 50)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, FILES)
+
+
+FILES = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+def _slow_connections(service: Service, rest: int, rpc: int) -> None:
+    slow = [socket.create_connection(("127.0.0.1", service.ports.rest)) for _ in range(rest)]
+    slow_rpc = [socket.create_connection(("127.0.0.1", service.ports.grpc)) for _ in range(rpc)]
     try:
         for each in slow:
             each.sendall(b"POST /v2/models/small/infer HTTP/1.1\r\nHost: x\r\n")
+        for each in slow_rpc:
+            each.sendall(b"PRI * HTTP/2.0\r\n")
         begin = time.monotonic()
         assert service.ask("POST", INFER, json=request()).status_code == 200
+        assert call(service, "ModelInfer", message().SerializeToString())
         assert time.monotonic() - begin < 5
         time.sleep(service.settings.limits.header_timeout_s)
         for each in slow:
             each.settimeout(10)
             assert each.recv(12) == b"HTTP/1.1 400"
     finally:
-        for each in slow:
+        for each in [*slow, *slow_rpc]:
             each.close()
 
 

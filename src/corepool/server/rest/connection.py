@@ -6,6 +6,7 @@ It must not know requests.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -22,13 +23,14 @@ class RefusedError(Exception):
     """Stops the parser; the text goes to the client."""
 
 
-def connections(limits: Limits) -> type[HttpToolsProtocol]:
-    """A class of connections with these limits."""
-    return type("LimitedConnection", (_Connection,), {"limits": limits})
+def connections(limits: Limits, refused: Callable[[int], None]) -> type[HttpToolsProtocol]:
+    """A class of connections with these limits; ``refused`` is told the status of what never became a request."""
+    return type("LimitedConnection", (_Connection,), {"limits": limits, "told": staticmethod(refused)})
 
 
 class _Connection(HttpToolsProtocol):
     limits: Limits
+    told: Callable[[int], None]
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
@@ -107,6 +109,7 @@ class _Connection(HttpToolsProtocol):
                 f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
             )
             self._refused = True
+            self.told(status)
             self.transport.write(head.encode() + body)
             # A connection that is closed while data wait to be read is reset, and the answer may be lost with it.
             self.transport.write_eof()

@@ -5,7 +5,7 @@ It must not know single routes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from starlette.requests import Request
@@ -16,6 +16,7 @@ from corepool.server.context import TENANT_HEADER, acting_for, require_tenant
 from corepool.server.dataplane import DataPlane
 from corepool.server.library import Library
 from corepool.server.tenants import Tenants
+from corepool.server.traffic import Traffic
 
 
 class Operations(Protocol):
@@ -29,8 +30,9 @@ class Operations(Protocol):
         """What became of a request, by its id. Raises NotFoundError."""
         ...
 
-    def validate(self) -> list[dict[str, Any]]:
-        """Attacks on a device's isolation, and what became of each. Raises UnavailableError if that runs already."""
+    def validate(self) -> dict[str, Any]:
+        """Attacks on the isolation of leases (``attacks``), and where they took place (``device``). Raises
+        UnavailableError if that runs already or no two cores can be had."""
         ...
 
 
@@ -44,6 +46,7 @@ class Parts:
     library: Library
     tenants: Tenants | None = None  # None: no routes for them
     operations: Operations | None = None  # likewise
+    traffic: Traffic = field(default_factory=Traffic)  # what was answered
 
 
 class Guard:
@@ -63,7 +66,10 @@ class Guard:
         if not uploads:
             request.scope["body_limit"] = limit
         tenant = headers.get(TENANT_HEADER)
-        return who if tenant is None else acting_for(who, tenant)
+        if tenant is not None:
+            who = acting_for(self._access, who, tenant)
+        request.scope["tenant"] = who.tenant
+        return who
 
     async def tenant(self, request: Request) -> Identity:
         """As ``who``, but there must be a tenant."""

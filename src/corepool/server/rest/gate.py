@@ -7,8 +7,6 @@ in which the rest is thrown away: else many clients would see a reset instead of
 from __future__ import annotations
 
 import asyncio
-import os
-import re
 import time
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -18,7 +16,7 @@ from typing import Any
 from corepool.errors import RequestError, TooLargeError, UnsupportedError
 from corepool.server.context import RequestLog
 from corepool.server.rest.errors import error_response
-from corepool.server.traces import request_id
+from corepool.server.traces import ident_of, request_id
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -28,7 +26,6 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LINGER_S = 1.0  # how long the rest of a refused body is read and thrown away
 _SMALL = 1 << 16  # bytes of an answer that fit into buffers anyway
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +80,8 @@ class Gate:
         finally:
             source = (scope.get("client") or ("", 0))[0]
             spent = time.perf_counter() - begin
-            self._log.request(scope["method"], path, passage.status, spent, passage.request_id, source)
+            tenant = scope.get("tenant", "")
+            self._log.request(scope["method"], path, passage.status, spent, passage.request_id, source, tenant)
 
 
 class _Passage:
@@ -99,18 +97,18 @@ class _Passage:
         self._length: bytes | None = None
         self._expects = False
         self._read = 0
-        given = b""
+        given = ""
         for name, value in scope["headers"]:
             if name == b"content-length":
                 self._length = value
             elif name == b"x-request-id":
-                given = value
+                given = value.decode("latin-1")
             elif name == b"expect":
                 self._expects = True
         chunked = self._length is None and any(name == b"transfer-encoding" for name, _ in scope["headers"])
         self._whole = not chunked and self._length in (None, b"0")
         self.status = 0
-        self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else os.urandom(8).hex()
+        self.request_id = ident_of(given)
         scope["request_id"] = self.request_id
 
     def check_length(self) -> None:

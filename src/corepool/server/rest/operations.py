@@ -40,8 +40,9 @@ class Trace(BaseModel):
 
 
 class Validation(BaseModel):
-    """What became of each attack: its name, whether it failed as it must, and what was seen."""
+    """Where the attacks took place, and what became of each: its name, whether it failed as it must, what was seen."""
 
+    device: str
     attacks: list[dict[str, Any]]
 
 
@@ -54,10 +55,10 @@ def operations_routes(operations: Operations, guard: Guard) -> APIRouter:
         await guard.admin(request)
         return as_json(await asyncio.to_thread(operations.status))
 
-    @router.post("/validate", **ADMIN, response_model=Validation, summary="Attack the isolation of a device of its own")
+    @router.post("/validate", **ADMIN, response_model=Validation, summary="Attack the isolation of leases")
     async def validate(request: Request) -> Response:
         await guard.admin(request)
-        return as_json({"attacks": await asyncio.to_thread(operations.validate)})
+        return as_json(await asyncio.to_thread(operations.validate))
 
     @router.get(
         "/traces/{id}",

@@ -5,7 +5,6 @@ It must not know what requests mean: each call asks the data plane.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, NoReturn, Protocol
@@ -20,6 +19,7 @@ from corepool.server.dataplane import DataPlane, describe
 from corepool.server.rpc.codec import parameters_of, read_request, write_response
 from corepool.server.rpc.errors import code_of
 from corepool.server.rpc.messages import CALLS, MESSAGES, SERVICE, STREAMS
+from corepool.server.traces import ident_of, request_id
 
 
 class Context(Protocol):
@@ -28,6 +28,8 @@ class Context(Protocol):
     def peer(self) -> str: ...
 
     def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]] | None: ...
+
+    def set_trailing_metadata(self, trailing_metadata: tuple[tuple[str, str], ...]) -> None: ...
 
     def time_remaining(self) -> float | None: ...
 
@@ -80,24 +82,31 @@ class _Guarded:
         self._call = call
 
     async def unary(self, request: Any, context: Context) -> Any:
-        begin, ident = time.perf_counter(), os.urandom(8).hex()
-        code = grpc.StatusCode.OK
+        begin, ident = time.perf_counter(), _ident(context)
+        code, whose = grpc.StatusCode.OK, _Whose()
+        request_id.set(ident)
+        context.set_trailing_metadata((("x-request-id", ident),))
         try:
-            return await self._answer(request, context)
+            return await self._answer(request, context, whose)
         except Exception as error:
             code = code_of(error)
             await self._fail(error, context, ident)
         finally:
-            self._log.request("gRPC", self._name, code.value[0], time.perf_counter() - begin, ident, _source(context))
+            self._written(code, begin, ident, context, whose)
 
     async def stream(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-        """One answer for each request, in order; what fails is told in the answer and ends nothing."""
-        ident = os.urandom(8).hex()
+        """One answer for each request, in order; what fails is told in the answer and ends nothing. The n-th request's
+        id is the call's with -n behind it."""
+        call, count = _ident(context)[:56], 0
+        context.set_trailing_metadata((("x-request-id", call),))
         async for request in requests:
-            begin, code = time.perf_counter(), grpc.StatusCode.OK
+            begin, code, whose = time.perf_counter(), grpc.StatusCode.OK, _Whose()
+            count += 1
+            ident = f"{call}-{count}"
+            request_id.set(ident)
             answer = MESSAGES["ModelStreamInferResponse"]()
             try:
-                answer.infer_response.CopyFrom(await self._answer(request, context))
+                answer.infer_response.CopyFrom(await self._answer(request, context, whose))
             except Exception as error:
                 code = code_of(error)
                 if code is grpc.StatusCode.UNAUTHENTICATED:
@@ -105,13 +114,18 @@ class _Guarded:
                 self._note(error, code, ident)
                 answer.error_message = describe(error)
                 answer.infer_response.id = request.id if request is not None else ""
-            self._log.request("gRPC", self._name, code.value[0], time.perf_counter() - begin, ident, _source(context))
+            self._written(code, begin, ident, context, whose)
             yield answer
 
-    async def _answer(self, request: Any, context: Context) -> Any:
+    def _written(self, code: grpc.StatusCode, begin: float, ident: str, context: Context, whose: _Whose) -> None:
+        spent = time.perf_counter() - begin
+        self._log.request("gRPC", self._name, code.value[0], spent, ident, _source(context), whose.tenant)
+
+    async def _answer(self, request: Any, context: Context, whose: _Whose) -> Any:
         who = None
         if self._name not in PUBLIC:
             who = await self._who(context)
+            whose.tenant = who.tenant
             self._access.admit(who, 0 if request is None else request.ByteSize())
         if request is None:
             raise RequestError(f"the request is no {CALLS[self._name][0]} message")
@@ -121,7 +135,7 @@ class _Guarded:
         given = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         who = await self._access.identify(given.get("authorization"), _source(context))
         tenant = given.get(TENANT_HEADER.lower())
-        return who if tenant is None else acting_for(who, tenant)
+        return who if tenant is None else acting_for(self._access, who, tenant)
 
     async def _fail(self, error: Exception, context: Context, ident: str) -> NoReturn:
         code = code_of(error)
@@ -134,6 +148,18 @@ class _Guarded:
     def _note(self, error: Exception, code: grpc.StatusCode, ident: str) -> None:
         if code is grpc.StatusCode.INTERNAL:
             self._log.crashed(ident, error)
+
+
+class _Whose:
+    """The tenant of a call, once it is known."""
+
+    tenant = ""
+
+
+def _ident(context: Context) -> str:
+    """The call's id: the client's, if it names one."""
+    given = dict(context.invocation_metadata() or ()).get("x-request-id", "")
+    return ident_of(given if isinstance(given, str) else "")
 
 
 def _source(context: Context) -> str:
