@@ -17,7 +17,7 @@ from typing import Any
 import numba
 
 _COMPILED = (b"njit", b"@hot", b"@inlined")  # what files with compiled functions hold
-_CONSTANTS = ("table.py", "tables.py")  # whose numbers compiled code has taken in
+_CONSTANTS = ("table.py", "tables.py", "rows.py")  # whose numbers compiled code has taken in
 _KEPT_SECONDS = 14 * 86400  # folders of other versions go when nobody has used them for so long
 
 

@@ -6,22 +6,21 @@ It must not know results. Only studies need this: the compiler itself deals tile
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from corepool.compiler.dynamic.deal import LATENCY, NOWHERE, deal
-from corepool.compiler.dynamic.emit import emit_core, new_state
-from corepool.compiler.dynamic.linker import link, place_of, tables_of
-from corepool.compiler.dynamic.meet import plan_syncs
+from corepool.compiler.dynamic.deal import NOWHERE, deal
+from corepool.compiler.dynamic.emit import emit_streams
+from corepool.compiler.dynamic.linker import link, place_of, state_of, tables_of
+from corepool.compiler.dynamic.rows import INSTRUCTION, Rows
 from corepool.compiler.model import ModelPackage
 from corepool.compiler.static.tiling import Options
 from corepool.compiler.tables import IDLE, IFP_COLUMNS
 from corepool.config import HardwareConfig
 from corepool.device.base import STREAM_ALIGNMENT, WINDOW_ALIGNMENT
 from corepool.device.simulator import Simulator
-from corepool.evaluation.lab import Lab, Timing
+from corepool.evaluation.lab import Lab, Need, Timing
 
 Ints = npt.NDArray[np.int64]
 
@@ -36,11 +35,16 @@ WAYS: dict[str, tuple[str, Options, bool]] = {
 }
 
 
+def need_of(name: str, way: str) -> Need:
+    """The package for a way of tiling."""
+    _, options, fold_stem = WAYS[way]
+    return Need(name) if way == "best" else Need(name, None, options, fold_stem)
+
+
 def timing(lab: Lab, name: str, way: str, cores: int) -> Timing:
     """One inference of a network, tiled in one of the ways, on the first ``cores`` cores."""
-    _, options, fold_stem = WAYS[way]
-    package = lab.package(name, options=None if way == "best" else options, fold_stem=fold_stem)
-    if not options.cuts:
+    package = lab.package(*need_of(name, way))
+    if not WAYS[way][1].cuts:
         return lab.timing(package, range(cores))
     return _run(lab.simulator(), package, streams_of_whole_parts(package, cores, lab.config), cores)
 
@@ -64,32 +68,31 @@ def _run(device: Simulator, package: ModelPackage, streams: Sequence[npt.NDArray
 def streams_of_whole_parts(package: ModelPackage, cores: int, config: HardwareConfig) -> list[npt.NDArray[np.uint8]]:
     """As ``link``, but tiles of one part (``units`` of a layer's tilings) all go to one core."""
     tables, where = tables_of(package), place_of(range(cores), config)
-    layers = len(package.layers)
-    dealt = np.zeros((layers, cores + 1), np.int64)
-    boxes = np.empty((layers, 2, config.banks, 4), np.int64)
+    state = state_of(package, cores, config)
+    dealt, layers = state.dealt, len(package.layers)
     for number in range(layers):
         idle, choice = divmod(int(package.choice[number, cores - 1]), IDLE)
         first, count = (int(value) for value in package.tilings[package.layers[number, 0] + choice])
         units = package.meta["layers"][number].get("units")
         unit = 1 if units is None else units[choice]
-        latency = package.ifps[first : first + count, LATENCY].astype(np.int64).reshape(-1, unit).sum(axis=1)
+        latency = (
+            package.ifps[first : first + count, IFP_COLUMNS.index("latency")]
+            .astype(np.int64)
+            .reshape(-1, unit)
+            .sum(axis=1)
+        )
         bounds = np.empty(cores + 1, np.int64)
         deal(latency, 0, len(latency), cores - idle, bounds)
         bounds[cores - idle :] = len(latency)
         dealt[number] = first + bounds * unit
-        _boxes(package.ifps, dealt[number], where.bank_of, boxes[number])
-    out = np.empty((int(package.stream_bound[cores - 1]), 4), np.uint64)
-    starts = np.empty((cores, layers), np.int32)
-    state = new_state(len(package.consumers), config.banks)
-    holds = np.empty((layers, cores + 1), np.int64)
-    plan_syncs(0, layers, package.layers, package.ifps, package.consumers, dealt, holds)
-    cuts = [0]
-    for core in range(cores):
-        cuts.append(int(emit_core(core, 0, layers, tables, where, state, dealt, boxes, holds, out, cuts[-1], starts)))
-    return [out[a:b].view(np.uint8).reshape(-1) for a, b in pairwise(cuts)]
+        _boxes(package.ifps, dealt[number], where.bank_of, state.boxes[number])
+    out = np.empty(int(package.stream_bound[cores - 1]), INSTRUCTION)
+    starts, places, ends = np.empty((cores, layers), np.int32), np.empty(cores + 1, np.int64), np.empty(cores, np.int64)
+    emit_streams(0, layers, tables, where, state, out, places, ends, starts)
+    return [out[a:b].view(np.uint8) for a, b in zip(places, ends, strict=False)]
 
 
-def _boxes(ifps: npt.NDArray[np.int32], dealt: Ints, bank_of: Ints, boxes: Ints) -> None:
+def _boxes(ifps: npt.NDArray[np.int32], dealt: Ints, bank_of: Ints, boxes: Rows) -> None:
     """The regions of input and operand that the cores of each bank read: rows, rows end, blocks, blocks end."""
     for operand, column in enumerate(("in_row", "operand_row")):
         base = IFP_COLUMNS.index(column)
@@ -98,9 +101,9 @@ def _boxes(ifps: npt.NDArray[np.int32], dealt: Ints, bank_of: Ints, boxes: Ints)
             read = np.concatenate(mine) if mine else ifps[:0, :4]
             if len(read):
                 low, high = read.min(axis=0), read.max(axis=0)
-                boxes[operand, bank] = low[0], max(high[1], 0), low[2], max(high[3], 0)
+                boxes[operand, bank] = (low[0], max(high[1], 0), low[2], max(high[3], 0))
             else:
-                boxes[operand, bank] = NOWHERE, 0, NOWHERE, 0
+                boxes[operand, bank] = (NOWHERE, 0, NOWHERE, 0)
 
 
 def same_as_link(package: ModelPackage, cores: int, config: HardwareConfig) -> bool:

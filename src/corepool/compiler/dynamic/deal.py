@@ -10,14 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from corepool.compiler.dynamic.compiled import hot
-from corepool.compiler.tables import IDLE, IFP_COLUMNS, LAYER_COLUMNS, TILING_COLUMNS
+from corepool.compiler.dynamic.rows import IntArray, Rows
+from corepool.compiler.tables import IDLE
 
-Int32Array = npt.NDArray[np.int32]
-IntArray = npt.NDArray[np.int64]
-
-LATENCY, IN_ROW, OPERAND_ROW = (IFP_COLUMNS.index(name) for name in ("latency", "in_row", "operand_row"))
-FIRST_TILING = LAYER_COLUMNS.index("first_tiling")
-FIRST_IFP, IFPS = (TILING_COLUMNS.index(name) for name in ("first_ifp", "ifps"))
 NOWHERE = 1 << 30  # beyond any row or block
 
 
@@ -49,38 +44,39 @@ def deal(latency: npt.NDArray[np.int64], begin: int, end: int, cores: int, bound
 
 @hot
 def deal_layer(
-    layer: int, choice: int, layers: Int32Array, tilings: Int32Array, ifps: Int32Array, bank_of: IntArray,
-    latency: IntArray, dealt: IntArray, boxes: IntArray,
+    layer: int, choice: int, layers: Rows, tilings: Rows, ifps: Rows, bank_of: IntArray, latency: IntArray,
+    dealt: IntArray, boxes: Rows,
 ) -> None:  # fmt: skip
-    """Deal a layer under one of its tilings (``choice``, see ``tables.IDLE``): fills its rows of ``dealt`` [layers,
-    cores + 1] and of ``boxes``.
-
-    ``boxes`` [layers, 2, banks, 4]: the region (rows, rows end, blocks, blocks end) of the layer's input (0) and
-    operand (1)
-    that the cores of each bank read; empty if they read nothing. ``bank_of`` [cores]; ``latency`` [ifps] is scratch.
-    """
-    tiling = layers[layer, FIRST_TILING] + choice % IDLE
+    """Deal a layer under one of its tilings (``choice``, see ``tables.IDLE``): fills its rows of ``dealt`` and
+    ``boxes`` (see ``rows.State``). A box is empty if the bank's cores read nothing."""
+    tiling = tilings[layers[layer].first_tiling + choice % IDLE]
     cores = len(bank_of)
     busy = cores - choice // IDLE
-    begin = tilings[tiling, FIRST_IFP]
-    end = begin + tilings[tiling, IFPS]
-    for p in range(begin, end):
-        latency[p] = ifps[p, LATENCY]
-    deal(latency, begin, end, busy, dealt[layer])
+    begin, count = np.int64(tiling.first_ifp), np.int64(tiling.ifps)
+    for p in range(count):
+        latency[p] = ifps[np.uint64(begin + p)].latency
+    bounds, inputs, operands = dealt[layer], boxes[layer, 0], boxes[layer, 1]
+    deal(latency, 0, count, busy, bounds)
+    for core in range(busy + 1):
+        bounds[core] += begin
     for core in range(busy, cores):
-        dealt[layer, core + 1] = end
-    for operand in range(2):
-        base = OPERAND_ROW if operand else IN_ROW
-        for bank in range(boxes.shape[2]):
-            boxes[layer, operand, bank, 0] = boxes[layer, operand, bank, 2] = NOWHERE
-            boxes[layer, operand, bank, 1] = boxes[layer, operand, bank, 3] = 0
-        for core in range(cores):
-            bank = bank_of[core]
-            row, row_end, block, block_end = NOWHERE, 0, NOWHERE, 0
-            for p in range(dealt[layer, core], dealt[layer, core + 1]):
-                row, row_end = min(row, ifps[p, base]), max(row_end, ifps[p, base + 1])
-                block, block_end = min(block, ifps[p, base + 2]), max(block_end, ifps[p, base + 3])
-            boxes[layer, operand, bank, 0] = min(boxes[layer, operand, bank, 0], row)
-            boxes[layer, operand, bank, 1] = max(boxes[layer, operand, bank, 1], row_end)
-            boxes[layer, operand, bank, 2] = min(boxes[layer, operand, bank, 2], block)
-            boxes[layer, operand, bank, 3] = max(boxes[layer, operand, bank, 3], block_end)
+        bounds[core + 1] = begin + count
+    for bank in range(len(inputs)):
+        for box in (inputs[bank], operands[bank]):
+            box.row = box.block = NOWHERE
+            box.row_end = box.block_end = 0
+    for core in range(busy):
+        row, row_end, block, block_end = NOWHERE, 0, NOWHERE, 0
+        row1, row_end1, block1, block_end1 = NOWHERE, 0, NOWHERE, 0
+        for p in range(bounds[core], bounds[core + 1]):
+            ifp = ifps[np.uint64(p)]
+            row, row_end = min(row, ifp.in_row), max(row_end, ifp.in_row_end)
+            block, block_end = min(block, ifp.in_block), max(block_end, ifp.in_block_end)
+            row1, row_end1 = min(row1, ifp.operand_row), max(row_end1, ifp.operand_row_end)
+            block1, block_end1 = min(block1, ifp.operand_block), max(block_end1, ifp.operand_block_end)
+        box = inputs[bank_of[core]]
+        box.row, box.row_end = min(box.row, row), max(box.row_end, row_end)
+        box.block, box.block_end = min(box.block, block), max(box.block_end, block_end)
+        box = operands[bank_of[core]]
+        box.row, box.row_end = min(box.row, row1), max(box.row_end, row_end1)
+        box.block, box.block_end = min(box.block, block1), max(box.block_end, block_end1)

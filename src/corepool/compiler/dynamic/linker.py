@@ -8,28 +8,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from corepool.compiler.dynamic.compiled import hot
 from corepool.compiler.dynamic.deal import deal_layer
-from corepool.compiler.dynamic.emit import Place, State, Tables, emit_core, new_state
-from corepool.compiler.dynamic.meet import plan_syncs
+from corepool.compiler.dynamic.emit import emit_streams
+from corepool.compiler.dynamic.rows import (
+    CONSUMER,
+    IFP,
+    INSTRUCTION,
+    LAYER,
+    STEP,
+    TILING,
+    Int32Array,
+    IntArray,
+    Place,
+    Rows,
+    State,
+    Tables,
+    Words,
+    new_state,
+)
 from corepool.compiler.model import ModelPackage
 from corepool.compiler.tables import MAX_CORES
 from corepool.config import HardwareConfig
 from corepool.errors import LinkError
 from corepool.isa.table import INSTRUCTION_BYTES
 
-Int32Array = npt.NDArray[np.int32]
-IntArray = npt.NDArray[np.int64]
-Words = npt.NDArray[np.uint64]
-
 
 @dataclass(frozen=True)
 class Linked:
-    """One stream for each core, in the order of ``cores``; ``instructions`` [n, 4] holds them all one after the other.
+    """One stream for each core, in the order of ``cores``: core c's instructions are ``words[places[c] : ends[c]]``,
+    ``words`` being [room for all, 4].
 
     ``layer_starts`` [cores, layers - first_layer]: number of the first instruction of each layer within its core's
     stream.
@@ -37,21 +51,29 @@ class Linked:
     """
 
     cores: tuple[int, ...]
-    instructions: Words
-    bounds: IntArray
+    words: Words
+    places: IntArray
+    ends: IntArray
     layer_starts: Int32Array
     dealt: IntArray
+    instruction_count: int
 
     @property
     def streams(self) -> list[npt.NDArray[np.uint8]]:
         """Bytes of each core's stream (views)."""
-        raw = self.instructions.view(np.uint8).reshape(-1)
-        cuts = self.bounds * INSTRUCTION_BYTES
-        return [raw[cuts[i] : cuts[i + 1]] for i in range(len(self.cores))]
+        raw = self.words.view(np.uint8).reshape(-1)
+        cuts = zip(self.places.tolist(), self.ends.tolist(), strict=False)
+        return [raw[begin * INSTRUCTION_BYTES : end * INSTRUCTION_BYTES] for begin, end in cuts]
 
     @property
-    def instruction_count(self) -> int:
-        return int(self.bounds[-1])
+    def instructions(self) -> Words:
+        """All streams one after the other [n, 4] (a copy): core c's from ``bounds[c]`` to ``bounds[c + 1]``."""
+        return np.concatenate([self.words[a:b] for a, b in zip(self.places, self.ends, strict=False)])
+
+    @property
+    def bounds(self) -> IntArray:
+        """Where each stream begins in ``instructions``, and the end of the last one [cores + 1]."""
+        return np.concatenate([[0], np.cumsum(self.ends - self.places[:-1])])
 
     @property
     def stream_bytes(self) -> int:
@@ -60,32 +82,51 @@ class Linked:
 
 @hot
 def _link(
-    t: Tables, where: Place, state: State, first_layer: int, out: Words, bounds: IntArray, starts: Int32Array,
-    latency: IntArray, dealt: IntArray, boxes: IntArray, holds: IntArray,
-) -> None:  # fmt: skip
-    cores = len(where.bank_of)
-    for layer in range(first_layer, len(t.layers)):
-        deal_layer(layer, t.choice[layer, cores - 1], t.layers, t.tilings, t.ifps, where.bank_of, latency, dealt, boxes)
-    plan_syncs(first_layer, len(t.layers), t.layers, t.ifps, t.consumers, dealt, holds)
-    at = 0
-    for core in range(cores):
-        bounds[core] = at
-        at = emit_core(core, first_layer, len(t.layers), t, where, state, dealt, boxes, holds, out, at, starts)
-    bounds[cores] = at
+    t: Tables, where: Place, state: State, first_layer: int, out: Rows, places: IntArray, ends: IntArray,
+    starts: Int32Array,
+) -> int:  # fmt: skip
+    layers, tilings, ifps, bank_of = t.layers, t.tilings, t.ifps, where.bank_of
+    latency, dealt, boxes = state.latency, state.dealt, state.boxes
+    column = len(bank_of) - 1
+    for layer in range(first_layer, len(layers)):
+        deal_layer(layer, t.choice[layer, column], layers, tilings, ifps, bank_of, latency, dealt, boxes)
+    return emit_streams(first_layer, len(layers), t, where, state, out, places, ends, starts)
+
+
+def rows_of(table: npt.NDArray[Any], row: np.dtype[np.void]) -> Rows:
+    """A table [n, columns] as n records."""
+    return table.view(row).reshape(-1)
 
 
 def tables_of(package: ModelPackage) -> Tables:
     """The package's tables in the form that compiled code takes."""
-    p = package
-    return Tables(p.layers, p.choice, p.tilings, p.ifps, p.steps, p.code, p.consumers)
+    if "tables" not in package.derived:
+        p = package
+        package.derived["tables"] = Tables(
+            rows_of(p.layers, LAYER), p.choice, rows_of(p.tilings, TILING), rows_of(p.ifps, IFP),
+            rows_of(p.steps, STEP), rows_of(p.code, INSTRUCTION), rows_of(p.consumers, CONSUMER), p.room,
+        )  # fmt: skip
+    tables: Tables = package.derived["tables"]
+    return tables
+
+
+@cache
+def _sizes(config: HardwareConfig) -> tuple[IntArray, IntArray]:
+    """Sizes of a core's memories as in ``Place``, and the bank of every core."""
+    sizes = [config.weight_words, config.parameter_words, config.lut_slots, config.feature_lines]
+    return np.array(sizes, np.int64), np.array([config.bank_of(core) for core in range(config.cores)], np.int64)
 
 
 def place_of(cores: Sequence[int], config: HardwareConfig) -> Place:
     """The cores' banks and memories in the form that compiled code takes."""
-    sizes = [config.weight_words, config.parameter_words, config.lut_slots, config.feature_lines]
-    banks = np.array([config.bank_of(core) for core in cores], np.int64)
+    sizes, banks = _sizes(config)
     mask = sum(1 << core for core in cores)
-    return Place(banks, np.array(sizes, np.int64), config.result_words, config.word_bytes, mask)
+    return Place(banks[list(cores)], sizes, config.result_words, config.word_bytes, mask)
+
+
+def state_of(package: ModelPackage, cores: int, config: HardwareConfig) -> State:
+    """A state for linking the package for so many cores."""
+    return new_state(len(package.layers), cores, len(package.consumers), config.banks, package.largest_tiling)
 
 
 def link(package: ModelPackage, cores: Sequence[int], config: HardwareConfig, first_layer: int = 0) -> Linked:
@@ -99,15 +140,20 @@ def link(package: ModelPackage, cores: Sequence[int], config: HardwareConfig, fi
         raise LinkError(f"a model runs on 1 to {MAX_CORES} cores, not {count}")
     if len(set(cores)) != count or min(cores) < 0 or max(cores) >= config.cores:
         raise LinkError(f"cores {list(cores)} are not {count} different cores of 0..{config.cores - 1}")
-    layers = package.layers
-    if not 0 <= first_layer < len(layers):
-        raise LinkError(f"layer {first_layer} is not one of 0..{len(layers) - 1}")
-    left = len(layers) - first_layer
-    out = np.empty((int(package.stream_bound[count - 1]), 4), np.uint64)
-    bounds, starts = np.empty(count + 1, np.int64), np.empty((count, left), np.int32)
-    dealt, boxes = np.zeros((len(layers), count + 1), np.int64), np.empty((len(layers), 2, config.banks, 4), np.int64)
-    where = place_of(cores, config)
-    state, latency = new_state(len(package.consumers), config.banks), np.empty(len(package.ifps), np.int64)
-    holds = np.empty((len(layers), count + 1), np.int64)
-    _link(tables_of(package), where, state, first_layer, out, bounds, starts, latency, dealt, boxes, holds)
-    return Linked(tuple(cores), out[: bounds[-1]], bounds, starts, dealt)
+    layers = len(package.layers)
+    if not 0 <= first_layer < layers:
+        raise LinkError(f"layer {first_layer} is not one of 0..{layers - 1}")
+    out = np.empty(int(package.stream_bound[count - 1]), INSTRUCTION)
+    starts = np.empty((count, layers - first_layer), np.int32)
+    places, ends = np.empty(count + 1, np.int64), np.empty(count, np.int64)
+    # Threads that link at the same time each have a state of their own; it is kept for the next link.
+    spare = package.derived.setdefault((count, config.banks), [])
+    try:
+        state = spare.pop()
+    except IndexError:
+        state = state_of(package, count, config)
+    total = _link(tables_of(package), place_of(cores, config), state, first_layer, out, places, ends, starts)
+    dealt = state.dealt.copy()
+    dealt[:first_layer] = 0
+    spare.append(state)
+    return Linked(tuple(cores), out.view(np.uint64).reshape(-1, 4), places, ends, starts, dealt, total)

@@ -8,22 +8,17 @@ them. So tilings are first chosen layer by layer, and then changed one at a time
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from corepool.compiler.dynamic import link
 from corepool.compiler.dynamic.compiled import hot
 from corepool.compiler.dynamic.deal import deal_layer
-from corepool.compiler.dynamic.emit import Place, State, Tables, emit_core, new_state
-from corepool.compiler.dynamic.linker import place_of, tables_of
-from corepool.compiler.dynamic.meet import plan_syncs
+from corepool.compiler.dynamic.emit import emit_streams
+from corepool.compiler.dynamic.linker import place_of, state_of, tables_of
+from corepool.compiler.dynamic.rows import INSTRUCTION, Int32Array, IntArray, Place, Rows, State, Tables, Words
 from corepool.compiler.model import ModelPackage
 from corepool.compiler.static.latency import CARRIED, COLUMNS, RINGS, decode, machine, stream_cycles
 from corepool.compiler.tables import IDLE, MAX_CORES
 from corepool.config import HardwareConfig
-
-IntArray = npt.NDArray[np.int64]
-Int32Array = npt.NDArray[np.int32]
-Words = npt.NDArray[np.uint64]
 
 LAYERS_PER_COST = 24  # see ``instruction_cost``
 FURTHEST_PRODUCER = 4  # layers before a layer that are priced with it
@@ -36,7 +31,7 @@ def predict(package: ModelPackage, cores: int, config: HardwareConfig) -> int:
     if cores > config.cores:
         return 0
     linked = link(package, range(cores), config)
-    fields = np.zeros((len(linked.instructions), COLUMNS), np.int64)
+    fields = np.zeros((linked.instruction_count, COLUMNS), np.int64)
     decode(linked.instructions, 0, len(fields), fields)
     banks = np.array([config.bank_of(core) for core in range(cores)], np.int64)
     m = machine(config)
@@ -69,15 +64,14 @@ def choose(package: ModelPackage, config: HardwareConfig) -> Int32Array:
     m = np.append(machine(config), instruction_cost(len(package.layers)))
     for cores in range(1, min(MAX_CORES, config.cores) + 1):
         where = place_of(range(cores), config)
+        out = np.zeros(size, INSTRUCTION)
         scratch = (
-            new_state(len(package.consumers), config.banks),
-            np.zeros((size, 4), np.uint64),
+            state_of(package, cores, config),
+            out,
+            out.view(np.uint64).reshape(-1, 4),
             np.zeros((size, COLUMNS), np.int64),
-            np.zeros(len(package.ifps), np.int64),
-            np.zeros((len(package.layers), cores + 1), np.int64),
-            np.zeros((len(package.layers), 2, config.banks, 4), np.int64),
-            np.zeros((len(package.layers), cores + 1), np.int64),
             np.zeros((cores, len(package.layers)), np.int32),
+            np.zeros(cores + 1, np.int64),
             np.zeros(cores, np.int64),
             *_pricing(cores),
         )
@@ -106,55 +100,49 @@ def _producers(package: ModelPackage) -> tuple[IntArray, IntArray]:
 
 @hot
 def _cost(
-    begin: int, end: int, t: Tables, where: Place, m: IntArray, state: State, out: Words, fields: IntArray,
-    dealt: IntArray, boxes: IntArray, holds: IntArray, starts: Int32Array, places: IntArray, prices: IntArray,
-    rings: IntArray,
+    begin: int, end: int, t: Tables, where: Place, m: IntArray, state: State, out: Rows, words: Words, fields: IntArray,
+    starts: Int32Array, places: IntArray, ends: IntArray, prices: IntArray, rings: IntArray,
 ) -> int:  # fmt: skip
     """Predicted cycles of layers ``begin .. end`` as they are dealt, and what their instructions count for."""
-    plan_syncs(begin, end, t.layers, t.ifps, t.consumers, dealt, holds)
-    at = 0
-    for core in range(len(where.bank_of)):
-        places[core] = at
-        at = emit_core(core, begin, end, t, where, state, dealt, boxes, holds, out, at, starts)
-    decode(out, 0, at, fields)
-    return stream_cycles(fields, places, where.bank_of, 0, prices, rings, m) + m[len(m) - 1] * at
+    count = emit_streams(begin, end, t, where, state, out, places, ends, starts)
+    for core in range(len(ends)):
+        decode(words, places[core], ends[core], fields)
+    return stream_cycles(fields, places[: len(ends)], where.bank_of, 0, prices, rings, m) + m[len(m) - 1] * count
 
 
 @hot
 def _improve(
     t: Tables, where: Place, first: IntArray, producers: IntArray, idle: int, m: IntArray, rounds: int, state: State,
-    out: Words, fields: IntArray, latency: IntArray, dealt: IntArray, boxes: IntArray, holds: IntArray,
-    starts: Int32Array, places: IntArray, prices: IntArray, rings: IntArray,
+    out: Rows, words: Words, fields: IntArray, starts: Int32Array, places: IntArray, ends: IntArray, prices: IntArray,
+    rings: IntArray,
 ) -> int:  # fmt: skip
     """Try every tiling of every layer, and if ``idle`` is not 0 what was chosen without so many cores; keep what makes
     the layer faster together with its neighbours and those that it reads from. Returns the network's cycles."""
     layers, tilings, ifps, bank_of = t.layers, t.tilings, t.ifps, where.bank_of
+    latency, dealt, boxes = state.latency, state.dealt, state.boxes
     column = len(bank_of) - 1
     for layer in range(len(layers)):
         deal_layer(layer, t.choice[layer, column], layers, tilings, ifps, bank_of, latency, dealt, boxes)
     for _ in range(rounds):
         changed = False
         for layer in range(len(layers)):
-            if layers[layer, 1] == 1 and not idle:
+            count = layers[layer].tilings
+            if count == 1 and not idle:
                 continue
             begin, end = max(layer - 2, 0), min(layer + 2, len(layers))
             for i in range(first[layer], first[layer + 1]):
                 if producers[i] >= layer - FURTHEST_PRODUCER:
                     begin = min(begin, producers[i])
             best = t.choice[layer, column]
-            lowest = _cost(
-                begin, end, t, where, m, state, out, fields, dealt, boxes, holds, starts, places, prices, rings
-            )
-            for number in range(layers[layer, 1] + (idle > 0)):
+            lowest = _cost(begin, end, t, where, m, state, out, words, fields, starts, places, ends, prices, rings)
+            for number in range(count + (idle > 0)):
                 candidate = number
-                if number == layers[layer, 1]:
+                if number == count:
                     candidate = t.choice[layer, column - idle] + idle * IDLE
                 if candidate == t.choice[layer, column]:
                     continue
                 deal_layer(layer, candidate, layers, tilings, ifps, bank_of, latency, dealt, boxes)
-                total = _cost(
-                    begin, end, t, where, m, state, out, fields, dealt, boxes, holds, starts, places, prices, rings
-                )
+                total = _cost(begin, end, t, where, m, state, out, words, fields, starts, places, ends, prices, rings)
                 if candidate >= IDLE:
                     total += total // IDLE_GAIN
                 if total < lowest:
@@ -167,6 +155,6 @@ def _improve(
             break
     instruction = m[len(m) - 1]
     m[len(m) - 1] = 0
-    cycles = _cost(0, len(layers), t, where, m, state, out, fields, dealt, boxes, holds, starts, places, prices, rings)
+    cycles = _cost(0, len(layers), t, where, m, state, out, words, fields, starts, places, ends, prices, rings)
     m[len(m) - 1] = instruction
     return cycles

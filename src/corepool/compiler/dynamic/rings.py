@@ -1,0 +1,133 @@
+"""The rings of weights, parameters and tables on chip: room for what a step loads, and weights fetched ahead of SYNCs.
+
+It must not know features or results.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from corepool.compiler.dynamic.compiled import inlined
+from corepool.compiler.dynamic.patch import RAISE_PREV, WAIT_NEXT, copy_group
+from corepool.compiler.dynamic.rows import GROUPS, UNUSED, IntArray, Rows
+
+LAST_GROUP = GROUPS - 1  # as a mask: the place of a group's number in the ring of groups
+WORD_CYCLES = 6  # about: a weight word from DDR, when three of a core's four slots move data
+FURTHEST = 3  # layers whose weights are fetched ahead
+FEW_WORDS = 64  # weight words of a package so small that those of a whole layer are fetched ahead
+
+
+@inlined
+def group_at(groups: Rows, number: int) -> Any:
+    return groups[np.uint64(number & LAST_GROUP)]
+
+
+@inlined
+def _behind(place: int, taken: int, size: int) -> int:
+    """The place in a ring behind what begins at ``place``."""
+    after = place + taken
+    return after - size if after >= size else after
+
+
+@inlined
+def take(stream: Any, groups: Rows, step: Any, sizes: IntArray, latest: int) -> int:
+    """Take room for a step's group behind the newest one, giving up the oldest ones. Returns the position of the
+    compute instruction that has to end before it is filled (-1: none), or UNUSED, and nothing is taken, if there is no
+    room or it would be one behind ``latest``.
+    """
+    weights, parameters, tables = np.int64(step.weight_words), np.int64(step.parameter_words), np.int64(step.tables)
+    tail, following = stream.tail, stream.next
+    used_weights = stream.used_weights + weights
+    used_parameters = stream.used_parameters + parameters
+    used_tables = stream.used_tables + tables
+    wait = -1
+    while tail < following and (
+        used_weights > sizes[0] or used_parameters > sizes[1] or used_tables > sizes[2] or following - tail == GROUPS
+    ):
+        oldest = group_at(groups, tail)
+        wait = max(wait, oldest.use)
+        used_weights -= oldest.weights
+        used_parameters -= oldest.parameters
+        used_tables -= oldest.tables
+        tail += 1
+    if wait > latest or wait == UNUSED:
+        return UNUSED
+    last, new = group_at(groups, following - 1), group_at(groups, following)
+    new.weight = _behind(last.weight, last.weights, sizes[0])
+    new.parameter = _behind(last.parameter, last.parameters, sizes[1])
+    new.table = _behind(last.table, last.tables, sizes[2])
+    new.weights, new.parameters, new.tables = weights, parameters, tables
+    new.use, new.key = UNUSED, step.weight_key
+    stream.tail, stream.next = tail, following + 1
+    stream.used_weights, stream.used_parameters, stream.used_tables = used_weights, used_parameters, used_tables
+    return wait
+
+
+@inlined
+def load_group(step: Any, layer: int, group: Any, code: Rows, out: Rows, at: int) -> None:
+    """Write the loads of a step's group for which room has been taken."""
+    group.layer = layer
+    copy_group(code, step.first_instruction, step.weight_loads, out, at, group.weight, group.parameter, group.table)
+
+
+@inlined
+def fetch_ahead(
+    layer: int, core: int, behind_layer: int, ifps: Rows, steps: Rows, code: Rows, dealt: IntArray, sizes: IntArray,
+    stream: Any, groups: Rows, out: Rows, at: int,
+) -> int:  # fmt: skip
+    """Behind a layer: fetch the first weights of the next one ahead of its SYNC, and those of layers behind it as long
+    as there is room, all weights before them are there, and the packages at the end of this layer take long enough.
+
+    A step's weights raise no token of their own: its features come later, and loads are complete in order. Returns the
+    place behind.
+    """
+    begin, end = dealt[layer, core], dealt[layer, core + 1]
+    time = np.int64(0)
+    for p in range(max(begin, end - 4), end):
+        time += ifps[np.uint64(p)].latency
+    fully = max(stream.fully, layer)
+    stream.ahead = max(stream.ahead, layer)
+    following = layer + 1
+    more = True
+    while more and following < behind_layer and following <= layer + FURTHEST:
+        begin, end = dealt[following, core], dealt[following, core + 1]
+        if end > begin and fully < following:
+            if stream.ahead == following:  # only some of its weights are there
+                break
+            weight_key, feature_key = np.int64(-1), np.int64(-1)
+            latest = UNUSED if following == layer + 1 else stream.compute2
+            first, last = np.int64(ifps[np.uint64(begin)].first_step), ifps[np.uint64(end - 1)]
+            for s in range(first, np.int64(last.first_step) + last.steps):
+                step = steps[np.uint64(s)]
+                if step.weight_loads and step.weight_key != weight_key:
+                    time -= np.int64(step.weight_words) * WORD_CYCLES
+                    more = not (
+                        step.feature_loads == 0
+                        or step.feature_key == feature_key
+                        or (s > first and step.weight_words > FEW_WORDS)
+                        or (following > layer + 1 and time < 0)
+                    )
+                    if not more:
+                        break
+                    group = group_at(groups, stream.next)
+                    wait = take(stream, groups, step, sizes, latest)
+                    more = wait != UNUSED
+                    if not more:
+                        break
+                    load_group(step, following, group, code, out, at)
+                    if wait > stream.waited:
+                        out[np.uint64(at)].word0 |= WAIT_NEXT
+                        out[np.uint64(wait)].word0 |= RAISE_PREV
+                        stream.waited = wait
+                    at += step.weight_loads
+                    weight_key = np.int64(step.weight_key)
+                    stream.ahead = following
+                feature_key = np.int64(step.feature_key)
+        if more:
+            fully = max(fully, following)
+            stream.ahead = max(stream.ahead, following)
+            following += 1
+    stream.fully = fully
+    return at

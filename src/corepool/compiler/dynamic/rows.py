@@ -1,0 +1,115 @@
+"""Rows of tables with named columns, as compiled code reads and writes them.
+
+It must not know what the columns mean (``compiler.tables`` does for those of a package) or who uses them. Rows of fixed
+layout cost compiled code one multiplication by a constant, where columns of a plain array take their strides along.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from corepool.compiler.tables import (
+    CONSUMER_COLUMNS,
+    IFP_COLUMNS,
+    LAYER_COLUMNS,
+    STEP_COLUMNS,
+    TILING_COLUMNS,
+)
+
+Int32Array = npt.NDArray[np.int32]
+IntArray = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
+Rows = npt.NDArray[np.void]
+
+# What a core's stream carries from layer to layer. Positions are those of instructions in the output, -1 for none. The
+# weight memory, the parameter memory and the table slots are rings; a *group* is what the loads of one step put there.
+_STREAM_COLUMNS = (
+    "feature_buffer", "feature_use", "feature_use1",  # the feature buffer in use; who used either last
+    "compute1", "compute2", "waited", "save1", "save2",  # the last ones, and the latest one that a load has waited for
+    "slot", "slots",  # the result buffer in use, and of how many
+    "tail", "next", "group",  # the oldest group, the number of the next one, the one in use
+    "used_weights", "used_parameters", "used_tables",  # words that groups take up
+    "ahead", "fully",  # layers of which some or all weights have been fetched
+    "saved1", "saved2", "saved3",  # saves of the latest packages
+)  # fmt: skip
+
+# Where a group begins and how much it takes in the three rings, the last compute instruction that reads it, and whose
+# weights they are.
+_GROUP_COLUMNS = ("weight", "parameter", "table", "weights", "parameters", "tables", "use", "layer", "key", "unused")
+GROUPS = 16  # of a core, a ring
+UNUSED = 1 << 40  # ``use`` of a group that no instruction has read yet
+
+
+def _rows(columns: tuple[str, ...], kind: type) -> np.dtype[np.void]:
+    return np.dtype([(name, kind) for name in columns])
+
+
+STEP, IFP, LAYER = _rows(STEP_COLUMNS, np.int32), _rows(IFP_COLUMNS, np.int32), _rows(LAYER_COLUMNS, np.int32)
+TILING, CONSUMER = _rows(TILING_COLUMNS, np.int32), _rows(CONSUMER_COLUMNS, np.int32)
+INSTRUCTION = _rows(("word0", "word1", "word2", "word3"), np.uint64)
+STREAM, GROUP = _rows(_STREAM_COLUMNS, np.int64), _rows(_GROUP_COLUMNS, np.int64)
+BOX = _rows(("row", "row_end", "block", "block_end"), np.int64)
+REGION = _rows(("bank", "row", "row_end", "block", "block_end"), np.int64)
+PART = _rows(("row", "row_end", "mask"), np.int64)
+MOST_PARTS = 3  # in which a result is saved
+
+
+class Tables(NamedTuple):
+    """The tables of a package, one row a record."""
+
+    layers: Rows  # LAYER
+    choice: Int32Array  # [layers, 16]
+    tilings: Rows  # TILING
+    ifps: Rows  # IFP
+    steps: Rows  # STEP
+    code: Rows  # INSTRUCTION
+    consumers: Rows  # CONSUMER
+    room: Int32Array  # [ifps + 1]: at least as many instructions as the packages before each one can have
+
+
+class Place(NamedTuple):
+    """The cores that a model is linked for, and the sizes of their memories."""
+
+    bank_of: IntArray  # [cores]
+    sizes: IntArray  # [4]: weight words, parameter words, tables, feature lines
+    result_words: int
+    word_bytes: int
+    sync_cores: int
+
+
+class State(NamedTuple):
+    """How layers are dealt, and what is carried along while streams are written. Nothing in it counts from one link to
+    the next."""
+
+    latency: IntArray  # [packages of the largest tiling]: scratch
+    dealt: IntArray  # [layers, cores + 1]: the first package of each core, and the end
+    boxes: Rows  # BOX [layers, 2, banks]: what a bank's cores read of a layer's input (0) and operand (1)
+    holds: IntArray  # [layers, cores + 1], see ``meet``
+    readers: IntArray  # [layers, 2], see ``readers``
+    reach: Rows  # REGION [consumers * banks + 1], see ``readers``
+    near: Rows  # REGION [consumers * banks + 1]: scratch
+    spans: IntArray  # [banks, 2]: scratch
+    parts: Rows  # PART [MOST_PARTS + 1]: scratch
+    streams: Rows  # STREAM [cores]
+    groups: Rows  # GROUP [cores, GROUPS]
+
+
+def new_state(layers: int, cores: int, consumers: int, banks: int, largest_tiling: int) -> State:
+    """Room for linking a model with so many layers and consumers for so many cores of so many banks."""
+    empty: Any = np.empty
+    return State(
+        latency=empty(largest_tiling, np.int64),
+        dealt=np.zeros((layers, cores + 1), np.int64),
+        boxes=empty((layers, 2, banks), BOX),
+        holds=empty((layers, cores + 1), np.int64),
+        readers=empty((layers, 2), np.int64),
+        reach=empty(consumers * banks + 1, REGION),
+        near=empty(consumers * banks + 1, REGION),
+        spans=empty((banks, 2), np.int64),
+        parts=empty(MOST_PARTS + 1, PART),
+        streams=empty(cores, STREAM),
+        groups=empty((cores, GROUPS), GROUP),
+    )
