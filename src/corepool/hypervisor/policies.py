@@ -5,6 +5,7 @@ They must not know which cores, devices or events; they see demands and answer w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -25,7 +26,7 @@ class Demand(NamedTuple):
     the longer the most urgent one waits. ``latency_ns`` and ``switch_ns`` are of the model that is next: one inference,
     and to bring it onto other cores. ``busy_until`` is when the running job ends. ``jobs`` come in the order in which
     they will run. One that ``keeps`` has its minimum without work, too. One that works and switches between layers can
-    give cores up at ``leaves_at`` already.
+    give cores up at ``leaves_at`` already; one that ``holds`` them switches between tasks only.
     """
 
     lease: str
@@ -41,6 +42,7 @@ class Demand(NamedTuple):
     jobs: tuple[Work, ...] = ()
     keeps: bool = False
     leaves_at: int | None = None
+    holds: bool = False
 
 
 Shares = tuple[int, ...]
@@ -124,22 +126,19 @@ def _as_it_is(demands: Sequence[Demand], cores: int) -> Shares:
 
 
 @lru_cache(maxsize=1 << 16)
-def _by_gain(
-    shares: tuple[int, ...], wants: tuple[tuple[int, int, tuple[int, ...]], ...], cores: int
-) -> tuple[int, ...]:
-    """Hand out cores one step at a time where a core saves most waiting. ``wants``: maximum, jobs, latencies."""
+def _by_gain(shares: tuple[int, ...], wants: tuple[tuple[int, tuple[int, ...]], ...], cores: int) -> tuple[int, ...]:
+    """Hand out cores one step at a time where a core gains most. ``wants``: maximum (0: no work) and latencies."""
     dealt = list(shares)
 
     def best_step(i: int, limit: int) -> tuple[float, int]:
-        """The largest saving for a core, in nanoseconds, and how many cores it takes: tables need not fall
-        everywhere."""
-        maximum, jobs, latency = wants[i]
-        now = latency[dealt[i] - 1]
+        """The largest gain for a core, and how many cores it takes: tables need not fall everywhere."""
+        maximum, latency = wants[i]
+        now, weight = latency[dealt[i] - 1], _weight(latency)
         top = min(maximum, len(latency), dealt[i] + limit)
-        steps = [(jobs * (now - latency[n - 1]) / (n - dealt[i]), n - dealt[i]) for n in range(dealt[i] + 1, top + 1)]
+        steps = [(weight * (now - latency[n - 1]) / (n - dealt[i]), n - dealt[i]) for n in range(dealt[i] + 1, top + 1)]
         return max(steps, key=lambda step: (step[0], -step[1]), default=(0.0, 0))
 
-    steps = {i: best_step(i, cores) for i in range(len(wants)) if wants[i][1] and dealt[i]}
+    steps = {i: best_step(i, cores) for i in range(len(wants)) if wants[i][0] and dealt[i]}
     while cores and steps:
         i = max(steps, key=lambda i: (steps[i][0], -i))
         gain, count = steps[i]
@@ -154,37 +153,40 @@ def _by_gain(
     return tuple(dealt)
 
 
-def _bucket(jobs: int) -> int:
-    """Jobs, rounded down to 0, 1, 2, 4 or 8: small changes of a queue are no reason to move cores."""
-    return min(1 << max(jobs.bit_length() - 1, 0), 8) if jobs else 0
+def _weight(latency_ns: tuple[int, ...]) -> float:
+    """What a nanosecond saved is worth to a model: one over the root of its latency on one core.
+
+    A gain is then the geometric mean of the time saved and of the share of its latency that a model saves. By time
+    alone large networks take nearly all cores and small ones, of which there are most, wait; by shares alone the
+    queues of large networks grow long.
+    """
+    return 1.0 / math.sqrt(latency_ns[0])
 
 
 def _most_gain(demands: Sequence[Demand], shares: Sequence[int], cores: int) -> Shares:
-    wants = tuple((demand.maximum, _bucket(demand.waiting), demand.latency_ns) for demand in demands)
+    wants = tuple((demand.maximum if demand.waiting else 0, demand.latency_ns) for demand in demands)
     return _by_gain(tuple(shares), wants, cores)
 
 
-def _waiting_ns(demands: Sequence[Demand], shares: Sequence[int]) -> int:
-    """How long all jobs together would take under a deal, changes included."""
-    total = 0
+def _cost(demands: Sequence[Demand], shares: Sequence[int]) -> float:
+    """What a deal leaves to be saved, the time of changes included: of little weight where many jobs follow."""
+    total = 0.0
     for demand, share in zip(demands, shares, strict=True):
         if demand.waiting and share:
-            jobs = _bucket(demand.waiting)
-            total += jobs * demand.latency_ns[share - 1]
-            if share != demand.held:
-                total += jobs * demand.switch_ns
+            changing = demand.switch_ns / demand.waiting if share != demand.held else 0.0
+            total += _weight(demand.latency_ns) * (demand.latency_ns[share - 1] + changing)
     return total
 
 
 def private_throughput(demands: Sequence[Demand], cores: int, now: int) -> Shares:
-    """Cores where predicted latency falls most for all jobs that wait; a deal stays unless a change pays for itself."""
+    """Cores where predicted latency gains most; a deal stays unless a change pays for itself."""
     if not any(demand.waiting for demand in demands):
         return _as_it_is(demands, cores)
     floor, left = _floor(demands, cores)
     dealt = _most_gain(demands, floor, left)
     stay = tuple(demand.held for demand in demands)
     fits = sum(stay) <= cores and all(floor[i] <= stay[i] <= demands[i].maximum for i in range(len(demands)))
-    if fits and _waiting_ns(demands, stay) <= _waiting_ns(demands, dealt):
+    if fits and _cost(demands, stay) <= _cost(demands, dealt):
         return stay
     return dealt
 
@@ -219,11 +221,43 @@ def _leaves(demand: Demand) -> int:
 
 
 def private_deadline(demands: Sequence[Demand], cores: int, now: int) -> Shares:
+    """The deal by which fewest promises are predictably broken, of three: as few cores as keep each deadline, with room
+    for who may come; the same without; and even shares. The first of those that are equal."""
+    if not any(demand.waiting for demand in demands):
+        return _as_it_is(demands, cores)
+    roomy = _with_room(demands, cores)
+    best: Shares = ()
+    least = 0
+    for deal, seen in ((_economical, roomy), (_economical, demands), (private_even, demands)):
+        shares = deal(seen, cores, now)
+        broken = sum(late_promises(demands, shares, cores, now).values())
+        if not best or broken < least:
+            best, least = shares, broken
+        if not least:
+            break
+    return best
+
+
+def _with_room(demands: Sequence[Demand], cores: int) -> Sequence[Demand]:
+    """Where jobs hold their cores to their end, leases without work keep one if there is one: who comes with a deadline
+    begins at once and does not wait for a large network."""
+    room = cores - sum(max(demand.minimum, 1) for demand in demands if demand.waiting)
+    if room <= 0 or not any(demand.waiting and demand.holds for demand in demands):
+        return demands
+    kept = []
+    for demand in demands:
+        need = max(demand.minimum, 1)
+        if not demand.waiting and need <= room:
+            room -= need
+            demand = demand._replace(minimum=need, keeps=True)
+        kept.append(demand)
+    return kept
+
+
+def _economical(demands: Sequence[Demand], cores: int, now: int) -> Shares:
     """Even shares as long as these predictably keep all deadlines; else, earliest due first, as few cores as keep
     each one's, and the rest evenly. While a job holds its cores to its end, a deal that keeps all deadlines stays: what
     was given away for a little speed would be missing when somebody else comes."""
-    if not any(demand.waiting for demand in demands):
-        return _as_it_is(demands, cores)
     nimble = all(demand.leaves_at is not None or demand.busy_until <= now for demand in demands)
     if nimble:
         even = private_even(demands, cores, now)
