@@ -31,7 +31,7 @@ def finding() -> Finding:
         claims=[Claim("faster", "a paper", "1x", "2x", "beaten", "since <b>")],
         notes=["A remark."],
     )
-    return Finding("some", "Some title", "Why?", outcome, provenance(preset("u200"), 7, True, 1.25))
+    return Finding("some", "Some title", "Why?", outcome, provenance(preset("u200"), 7, True, {"seconds": 1.25}))
 
 
 def test_files(finding: Finding, tmp_path: Path) -> None:

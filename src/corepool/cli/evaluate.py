@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +34,9 @@ def command(
         Path | None,
         typer.Option("--into", metavar="FILE.md", help="Also put the table of claims between this document's marks."),
     ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("-j", "--jobs", min=1, help="Processes; as many as there are processors if not given.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Repeat the paper's experiments; write results as JSON, plots, and one report to open offline."""
@@ -40,6 +44,7 @@ def command(
     from corepool.evaluation.experiment import carry_out, choose
     from corepool.evaluation.lab import Lab
     from corepool.evaluation.report import render
+    from corepool.evaluation.workers import crew, processors
     from corepool.files import replacing
 
     begin = time.perf_counter()
@@ -47,8 +52,12 @@ def command(
     if into is not None:
         markdown.split(into)  # rather now than after all the work
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".models-", dir=out) as models, output.progress("evaluate") as show:
-        findings = carry_out(chosen, Lab(Path(models), quick=quick, seed=seed), out, show)
+    with (
+        tempfile.TemporaryDirectory(prefix=".models-", dir=out) as models,
+        crew(partial(Lab, Path(models), quick, seed), jobs or processors()) as workers,
+        output.progress("evaluate") as show,
+    ):
+        findings = carry_out(chosen, Lab(Path(models), quick, seed, crew=workers), out, show)
     again = f"corepool evaluate {' '.join(names)}{' --quick' if quick else ''}{f' --seed {seed}' if seed else ''}"
     with replacing(out / REPORT) as file:
         file.write(render(findings, again).encode())

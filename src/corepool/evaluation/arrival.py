@@ -14,8 +14,9 @@ import numpy as np
 
 from corepool.evaluation import plots
 from corepool.evaluation.designs import Design, Designs, Task, arrivals, tasks_of
-from corepool.evaluation.lab import Lab, Tell
+from corepool.evaluation.lab import Lab
 from corepool.evaluation.results import Claim, Outcome, Plot, Table, jain, mean
+from corepool.evaluation.workers import Tell
 from corepool.hypervisor.events import Switching
 from corepool.hypervisor.settings import SECOND
 
@@ -46,6 +47,7 @@ def study(lab: Lab, designs: Designs, tell: Tell) -> Outcome:
     """Every design at every load, with the same arrivals."""
     loads = (0.3, 0.7, 1.0) if lab.quick else tuple(round(0.1 * step, 1) for step in range(1, 13))
     jobs = 400 if lab.quick else 4000
+    alone = {name: model.latency_ns[-1] for name, model in designs.pool_models.items()}
     compared = [
         designs.pool("private-even"),
         designs.pool("private-even", Switching.LAYER),
@@ -57,13 +59,14 @@ def study(lab: Lab, designs: Designs, tell: Tell) -> Outcome:
         designs.multi(),
         *(designs.single(shape) for shape in designs.large),
     ]
+    keys = [(burst, load, design) for burst in BURSTS for load in loads for design in compared]
+    cases = [
+        (f"{burst}, load {load:g}", _Case(design, _tasks(lab, designs, load, BURSTS[burst]), alone, jobs))
+        for burst, load, design in keys
+    ]
     points: dict[str, dict[str, dict[float, Point]]] = {}
-    steps = [(burst, load) for burst in BURSTS for load in loads]
-    for number, (burst, load) in enumerate(steps):
-        for place, design in enumerate(compared):
-            tell(f"{burst}, load {load:g}", (number + place / len(compared)) / len(steps))
-            point = _point(lab, designs, design, load, BURSTS[burst], jobs)
-            points.setdefault(burst, {}).setdefault(design.name, {})[load] = point
+    for (burst, load, design), point in zip(keys, lab.each(_point, cases, tell), strict=True):
+        points.setdefault(burst, {}).setdefault(design.name, {})[load] = point
     data = {
         "tenants": TENANTS,
         "jobs": jobs,
@@ -83,6 +86,16 @@ def study(lab: Lab, designs: Designs, tell: Tell) -> Outcome:
     return Outcome(data, _tables(points), [_plot(points)], _claims(points), [note])
 
 
+@dataclass(frozen=True)
+class _Case:
+    """A design, its tasks and the number of jobs; ``alone_ns``: an inference on the idle pool, by network."""
+
+    design: Design
+    tasks: list[Task]
+    alone_ns: dict[str, int]
+    jobs: int
+
+
 def _tasks(lab: Lab, designs: Designs, load: float, burst: float) -> list[Task]:
     share = lab.config.cores // TENANTS
     made = []
@@ -93,17 +106,17 @@ def _tasks(lab: Lab, designs: Designs, load: float, burst: float) -> list[Task]:
     return made
 
 
-def _point(lab: Lab, designs: Designs, design: Design, load: float, burst: float, jobs: int) -> Point:
-    tasks = _tasks(lab, designs, load, burst)
+def _point(lab: Lab, case: _Case) -> Point:
+    design, tasks = case.design, case.tasks
     network = {task.name: task.network for task in tasks}
-    submitted = list(arrivals(design, tasks, jobs, lab.seed))
+    submitted = list(arrivals(design, tasks, case.jobs, lab.seed))
     owner = {event.job: event.tenant for event in submitted}  # type: ignore[attr-defined]
     record = design.run(tasks, submitted)
     if not len(record.job):  # every job was refused
         return Point(math.nan, math.nan, math.nan, math.nan, 0.0, math.nan, 0.0, record.spent.programs)
     latency = np.array(record.ended, np.int64) - np.array(record.submitted, np.int64)
     owners = [owner[job] for job in record.job]
-    alone = np.array([designs.pool_models[network[name]].latency_ns[-1] for name in owners], np.float64)
+    alone = np.array([case.alone_ns[network[name]] for name in owners], np.float64)
     slowdown = latency / alone
     by_tenant = [
         float(slowdown[[name == task.name for name in owners]].mean()) for task in tasks if task.name in owners
@@ -114,7 +127,7 @@ def _point(lab: Lab, designs: Designs, design: Design, load: float, burst: float
         p99_ms=float(np.quantile(latency, 0.99)) / 1e6,
         mean_ms=float(latency.mean()) / 1e6,
         mean_slowdown=float(slowdown.mean()),
-        deadlines=in_time / jobs,
+        deadlines=in_time / case.jobs,
         fairness=jain(by_tenant),
         rate=len(latency) * SECOND / record.now,
         programs=record.spent.programs,

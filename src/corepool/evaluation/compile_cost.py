@@ -17,25 +17,30 @@ from corepool.evaluation.anchors import (
     RECONFIGURATION_SOURCE,
     TITLES,
 )
-from corepool.evaluation.costs import link_times, static_cost
-from corepool.evaluation.lab import Lab, Tell
+from corepool.evaluation.costs import link_times
+from corepool.evaluation.lab import Lab, Need
 from corepool.evaluation.results import Claim, Outcome, Plot, Table
+from corepool.evaluation.workers import Tell
 from corepool.hypervisor.settings import Costs
 
 MIB = 1 << 20
 
 
+def needs(lab: Lab) -> list[Need]:
+    return [Need(name) for name in lab.networks]
+
+
 def run(lab: Lab, tell: Tell) -> Outcome:
     """Static and dynamic times, package and stream sizes, and the time to load the streams."""
+    lab.prepare(needs(lab), lambda what, share: tell(what, 0.5 * share))
     costs = Costs.of(lab.config)
     data: dict[str, Any] = {}
     for place, name in enumerate(lab.networks):
         package = lab.package(name)
-        tell(f"{TITLES[name]}, static", place / len(lab.networks))
-        static = static_cost(lab, name)
+        static = lab.static_cost(name)
         dynamic = {}
         for n in lab.counts():
-            tell(f"{TITLES[name]}, {n} cores", (place + n / lab.config.cores) / len(lab.networks))
+            tell(f"{TITLES[name]}, {n} cores", 0.5 + 0.5 * (place + n / lab.config.cores) / len(lab.networks))
             times = link_times(package, n, lab.config, 30 if lab.quick else 300)
             dynamic[str(n)] = asdict(times) | {"load_ms": costs.transfer_ns(times.stream_bytes) / 1e6}
         data[name] = {"static": asdict(static) | {"seconds": static.seconds}, "dynamic": dynamic}

@@ -11,12 +11,13 @@ from enum import Enum
 
 from corepool.compiler.tables import MAX_CORES
 from corepool.config import HardwareConfig
-from corepool.evaluation.lab import Lab, Tell
-from corepool.hypervisor.backends import ByShape, TableBackend, measure, measured_model, packed, shapes
+from corepool.evaluation.lab import Lab, Need
+from corepool.evaluation.workers import Tell
+from corepool.hypervisor.backends import ByShape, TableBackend, measure, measured_model, shapes
 from corepool.hypervisor.events import AddTenant, Event, LoadModel, RequestLease, Sharing, SubmitJob, Switching
 from corepool.hypervisor.model import Model, model_of
 from corepool.hypervisor.runner import Record, Runner
-from corepool.hypervisor.settings import SECOND, Costs, Settings
+from corepool.hypervisor.settings import Costs, Settings
 from corepool.hypervisor.state import Hypervisor
 from corepool.hypervisor.workload import Source, workload
 
@@ -34,7 +35,11 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Design:
-    """A card, the latencies of networks on it, and how it is shared. ``each``: cores of a task, if they are fixed."""
+    """A card, the latencies of networks on it, and how it is shared.
+
+    ``each``: cores of a task if they are fixed; on a card that is shared, at most so many for a lease, and as many
+    leases for a task as its even share has room for (0: one lease for each task, of any size).
+    """
 
     name: str
     kind: Kind
@@ -51,6 +56,12 @@ class Design:
         runner = Runner(hypervisor, backend)
         return runner.run(self._events(tasks, events), until)
 
+    def leases(self, tasks: int) -> int:
+        """Leases of each of so many tasks."""
+        if self.kind is Kind.SHARED and self.each:
+            return max(self.settings.cores // (self.each * tasks), 1)
+        return 1
+
     def source(self, task: Task) -> Source:
         """A task as the hypervisor's workloads know it."""
         fixed = self.kind is Kind.FIXED
@@ -64,9 +75,8 @@ class Design:
 
     def _events(self, tasks: Sequence[Task], events: Iterable[Event]) -> Iterator[Event]:
         if self.kind is not Kind.TURNS:
-            for task in tasks:
-                yield from self.source(task).opening()
-            yield from events
+            yield from self._openings(tasks)
+            yield from self._spread(events, self.leases(len(tasks)))
             return
         window = max(model.window_bytes for model in self.models.values())
         yield AddTenant(0, CARD, 1)
@@ -75,6 +85,27 @@ class Design:
         yield RequestLease(0, CARD, CARD, 1, 1, window, Sharing.PUBLIC)
         for event in events:
             yield replace(event, tenant=CARD, lease=CARD) if isinstance(event, SubmitJob) else event
+
+    def _openings(self, tasks: Sequence[Task]) -> Iterator[Event]:
+        """Tenants, models and leases; where a task has several leases they are numbered."""
+        count = self.leases(len(tasks))
+        for task in tasks:
+            for event in self.source(task).opening():
+                if count > 1 and isinstance(event, RequestLease):
+                    for number in range(count):
+                        yield replace(event, lease=f"{task.name}/{number}", maximum=self.each)
+                else:
+                    yield event
+
+    def _spread(self, events: Iterable[Event], count: int) -> Iterator[Event]:
+        """A task's jobs on its leases in turns."""
+        turn: dict[str, int] = {}
+        for event in events:
+            if count > 1 and isinstance(event, SubmitJob):
+                number = turn[event.tenant] = (turn.get(event.tenant, -1) + 1) % count
+                yield replace(event, lease=f"{event.tenant}/{number}")
+            else:
+                yield event
 
 
 @dataclass(frozen=True)
@@ -111,47 +142,38 @@ def backlog(design: Design, tasks: Sequence[Task], jobs: Mapping[str, int]) -> I
                 number += 1
 
 
+@dataclass(frozen=True)
 class Designs:
-    """All designs, with latencies measured on the simulator once."""
+    """All designs, with latencies measured on the simulator. ``large`` has single cores by array shape, and
+    ``large_models`` networks on each; ``macs`` are useful multiply-accumulates of one inference."""
 
-    def __init__(self, lab: Lab, large: Mapping[str, HardwareConfig], tell: Tell, relink_ns: int) -> None:
-        self.lab = lab
-        self.relink_ns = relink_ns
-        self.by_shape: dict[str, dict[tuple[int, ...], int]] = {}
-        self.pool_models: dict[str, Model] = {}
-        self.large_models: dict[str, dict[str, Model]] = {shape: {} for shape in large}
-        self.large = dict(large)
-        config = lab.config
-        most = min(config.cores, MAX_CORES)
-        some = [packed(n, config.cores_per_bank) for n in range(1, most + 1)]
-        every = [shape for shape in shapes(config.cores, config.banks) if sum(shape) <= most]
-        for place, name in enumerate(lab.networks):
-            tell(f"measuring {name}", place / len(lab.networks))
-            package = lab.package(name)
-            measured = measure(lab.simulator(), package, some if lab.quick else every)
-            model = model_of(name, package, config)
-            self.by_shape[name] = measured
-            self.pool_models[name] = measured_model(model, measured, config.cores_per_bank)
-            for shape, wide in large.items():
-                taken = measure(lab.simulator(wide), lab.package(name, wide), [(1,)])
-                self.large_models[shape][name] = model_of(name, lab.package(name, wide), wide).with_latency(
-                    (taken[(1,)],)
-                )
+    config: HardwareConfig
+    relink_ns: int
+    by_shape: Mapping[str, Mapping[tuple[int, ...], int]]
+    pool_models: Mapping[str, Model]
+    large: Mapping[str, HardwareConfig]
+    large_models: Mapping[str, Mapping[str, Model]]
+    macs: Mapping[str, int]
 
     def pool(self, policy: str = "private-even", switching: Switching = Switching.TASK) -> Design:
         """The pool with all that its changes cost."""
-        settings = Settings.of(self.lab.config, policy, self.relink_ns)
+        settings = Settings.of(self.config, policy, self.relink_ns)
         name = policy if switching is Switching.TASK else f"{policy}, by layer"
         return Design(name, Kind.SHARED, settings, self.pool_models, self.by_shape, switching=switching)
 
+    def side_by_side(self) -> Design:
+        """The pool, where a task may have several leases of a bank's cores: several of its inferences at once."""
+        each = self.config.cores_per_bank
+        return replace(self.pool(), name=f"private-even, leases of {each}", each=each)
+
     def public(self, each: int) -> Design:
         """The pool in a public cloud: so many cores for each task."""
-        settings = Settings.of(self.lab.config, relink_ns=self.relink_ns)
+        settings = Settings.of(self.config, relink_ns=self.relink_ns)
         return Design(f"public, {each} each", Kind.FIXED, settings, self.pool_models, self.by_shape, each)
 
     def multi(self) -> Design:
         """Static small cores, one for each task; changes cost nothing."""
-        settings = replace(Settings.of(self.lab.config), costs=FREE)
+        settings = replace(Settings.of(self.config), costs=FREE)
         return Design("static multi-core", Kind.FIXED, settings, self.pool_models, self.by_shape, 1)
 
     def single(self, shape: str) -> Design:
@@ -160,5 +182,27 @@ class Designs:
         return Design(f"static {shape}", Kind.TURNS, settings, self.large_models[shape])
 
 
-def seconds(nanoseconds: float) -> float:
-    return nanoseconds / SECOND
+def needs(lab: Lab, large: Mapping[str, HardwareConfig]) -> list[Need]:
+    """The packages of all designs."""
+    return [Need(name, config) for name in lab.networks for config in (None, *large.values())]
+
+
+def measure_designs(lab: Lab, large: Mapping[str, HardwareConfig], tell: Tell, relink_ns: int) -> Designs:
+    """Measure every network on every shape of leases (in a quick look: on those of few banks), and on large cores."""
+    config = lab.config
+    some = lab.packed()
+    every = [shape for shape in shapes(config.cores, config.banks) if sum(shape) <= min(config.cores, MAX_CORES)]
+    by_shape, pool_models, macs = {}, {}, {}
+    large_models: dict[str, dict[str, Model]] = {shape: {} for shape in large}
+    for place, name in enumerate(lab.networks):
+        chosen = some if lab.quick else every
+        measured = lab.latencies(name, chosen, lambda what, s, p=place: tell(what, (p + s) / len(lab.networks)))  # type: ignore[misc]
+        by_shape[name] = measured
+        package = lab.package(name)
+        pool_models[name] = measured_model(model_of(name, package, config), measured, config.cores_per_bank)
+        macs[name] = package.meta["macs"]
+        for shape, wide in large.items():
+            package = lab.package(name, wide)
+            taken = measure(lab.simulator(wide), package, [(1,)])[(1,)]
+            large_models[shape][name] = model_of(name, package, wide).with_latency((taken,))
+    return Designs(config, relink_ns, by_shape, pool_models, dict(large), large_models, macs)

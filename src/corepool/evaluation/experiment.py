@@ -10,13 +10,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import cast
 
 from corepool.errors import InputError
-from corepool.evaluation.lab import Lab, Tell
+from corepool.evaluation.lab import Lab, Need
 from corepool.evaluation.results import Finding, Outcome, provenance
+from corepool.evaluation.workers import Tell
 
 Run = Callable[[Lab, Tell], Outcome]
+
+COMPILING = 6  # what compiling for all takes, in the units of Experiment.weight
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,17 @@ class Experiment:
     weight: int = 1
 
     @property
+    def _module(self) -> ModuleType:
+        return importlib.import_module(f"corepool.evaluation.{self.name.replace('-', '_')}")
+
+    @property
     def run(self) -> Run:
-        module = importlib.import_module(f"corepool.evaluation.{self.name.replace('-', '_')}")
-        return cast(Run, module.run)
+        return cast(Run, self._module.run)
+
+    def needs(self, lab: Lab) -> list[Need]:
+        """The packages that it will ask for, if its module names some."""
+        needs = getattr(self._module, "needs", None)
+        return [] if needs is None else cast(list[Need], needs(lab))
 
 
 EXPERIMENTS = (
@@ -91,20 +103,44 @@ def choose(names: Sequence[str]) -> list[Experiment]:
 
 
 def carry_out(chosen: Sequence[Experiment], lab: Lab, folder: Path, tell: Tell) -> list[Finding]:
-    """Run experiments one after the other and write each one's results at once. Raises OSError."""
+    """Run experiments one after the other and write each one's results at once. Packages that several will need are
+    compiled before. Raises OSError."""
     findings = []
-    total, done = sum(each.weight for each in chosen), 0
+    total, done = COMPILING + sum(each.weight for each in chosen), COMPILING
+    clock = _Clock(lab)
+    lab.prepare(
+        [need for each in chosen for need in each.needs(lab)],
+        lambda what, share: tell(what, COMPILING * share / total),
+    )
+    compiling = clock.lap()
     for each in chosen:
 
         def inside(what: str, share: float, each: Experiment = each, done: int = done) -> None:
             tell(f"{each.name}: {what}", (done + each.weight * min(share, 1.0)) / total)
 
         inside("starting", 0.0)
-        begin = time.perf_counter()
         outcome = each.run(lab, inside)
-        origin = provenance(lab.config, lab.seed, lab.quick, time.perf_counter() - begin)
+        origin = provenance(lab.config, lab.seed, lab.quick, clock.lap() | {"compiling_before": compiling})
         finding = Finding(each.name, each.title, each.question, outcome, origin)
         finding.save(folder)
         findings.append(finding)
         done += each.weight
     return findings
+
+
+class _Clock:
+    """Seconds on the wall, and of processors in this process and the crew's."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._last = self._now()
+
+    def _now(self) -> tuple[float, float]:
+        crew = 0.0 if self._lab.crew is None else self._lab.crew.cpu_s
+        return time.perf_counter(), time.process_time() + crew
+
+    def lap(self) -> dict[str, float]:
+        """Since the last lap."""
+        before, self._last = self._last, self._now()
+        wall, cpu = (round(now - then, 2) for now, then in zip(self._last, before, strict=True))
+        return {"seconds": wall, "cpu_seconds": cpu}

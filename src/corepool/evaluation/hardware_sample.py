@@ -6,7 +6,6 @@ It must not know how isolation is brought about, nor registers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,31 +18,17 @@ from corepool.device.rtl import RtlDevice
 from corepool.device.rtl_build import compiled, shared_library
 from corepool.device.simulator import Simulator
 from corepool.errors import ToolError
-from corepool.evaluation.lab import Lab, Tell
+from corepool.evaluation.lab import Lab
 from corepool.evaluation.neighbours import KINDS, Attack, Neighbours
 from corepool.evaluation.results import Claim, Table
+from corepool.evaluation.small import small_network
+from corepool.evaluation.workers import Tell
 from corepool.runtime.session import Session
 
 CONFIG = preset("tiny")
-SIDE = 20
 SLICE = 5_000  # cycles after which neighbours that have stopped are started again
 Inputs = dict[str, np.ndarray[Any, Any]]
 Run = tuple[int, dict[str, bytes], Counters]  # cycles, output bytes, counters
-
-
-def network(folder: Path, seed: int) -> ModelPackage:
-    """A network of six layers, drawn from the seed, compiled for the small pool."""
-    from corepool.zoo.qdq import QdqNetwork
-
-    net = QdqNetwork("small", seed, (SIDE, SIDE), lambda: None)
-    first = net.conv(net.input, "first", 8, 3, pad=1)
-    deep = net.conv(first, "depthwise", 8, 3, pad=1, groups=8)
-    here = net.add(net.conv(deep, "pointwise", 8, 1, activation=None), first, "sum")
-    here = net.conv(net.max_pool(here, "pool", 2, 2), "second", 16, 3, pad=1)
-    here = net.dense(net.flatten(net.global_average_pool(here, "average"), "flat"), "logits", 10)
-    path = folder / "small.onnx"
-    path.write_bytes(net.model(here).SerializeToString())
-    return compile_model(path, CONFIG).package
 
 
 def _inputs(package: ModelPackage, seed: int) -> Inputs:
@@ -74,35 +59,39 @@ def sample(lab: Lab, tell: Tell) -> list[dict[str, Any]] | str:
         shared_library(CONFIG, lambda what, share: tell(what, 0.5 * share))
     except ToolError as error:
         return f"The hardware could not be compiled: {error}"
-    package = network(lab.folder, lab.seed)
-    inputs = _inputs(package, lab.seed)
     victims: Sequence[tuple[int, ...]] = ((0,), (1, 2), (0, 1, 3)) if not lab.quick else ((0,), (1, 2))
-    phases = (0, 1, 333) if not lab.quick else (1,)
+    items = [(f"hardware, victim with {len(cores)} cores", cores) for cores in victims]
+    rows = lab.each(_of_victim, items, lambda what, share: tell(what, 0.5 + 0.5 * share))
+    return [row for each in rows for row in each]
+
+
+def _of_victim(lab: Lab, cores: tuple[int, ...]) -> list[dict[str, Any]]:
+    """A victim beside every kind of neighbour that starts some cycles earlier."""
+    package = compile_model(small_network(lab.folder, lab.seed), CONFIG).package
+    inputs = _inputs(package, lab.seed)
+    expected, _, _ = _beside(package, inputs, cores, "idle", 0, RtlDevice(CONFIG))
+    simulated, _, _ = _beside(package, inputs, cores, "idle", 0, Simulator(CONFIG))
     rows = []
-    for place, cores in enumerate(victims):
-        tell(f"hardware, victim with {len(cores)} cores", 0.5 + 0.5 * place / len(victims))
-        expected, _, _ = _beside(package, inputs, cores, "idle", 0, RtlDevice(CONFIG))
-        simulated, _, _ = _beside(package, inputs, cores, "idle", 0, Simulator(CONFIG))
-        for kind in ("busy", *KINDS):
-            for phase in phases:
-                device = RtlDevice(CONFIG)
-                seen, restarts, moved = _beside(package, inputs, cores, kind, phase, device)
-                cycles, raw, counters = seen
-                rows.append(
-                    {
-                        "cores": list(cores),
-                        "neighbours": kind,
-                        "phase": phase,
-                        "cycles": cycles,
-                        "deviation_cycles": cycles - expected[0],
-                        "same_bytes": raw == expected[1],
-                        "same_counters": counters == expected[2],
-                        "as_simulated": seen == simulated,
-                        "restarts": restarts,
-                        "neighbour_bytes": moved,
-                        "errors": device.errors(),
-                    }
-                )
+    for kind in ("busy", *KINDS):
+        for phase in (0, 1, 333) if not lab.quick else (1,):
+            device = RtlDevice(CONFIG)
+            seen, restarts, moved = _beside(package, inputs, cores, kind, phase, device)
+            cycles, raw, counters = seen
+            rows.append(
+                {
+                    "cores": list(cores),
+                    "neighbours": kind,
+                    "phase": phase,
+                    "cycles": cycles,
+                    "deviation_cycles": cycles - expected[0],
+                    "same_bytes": raw == expected[1],
+                    "same_counters": counters == expected[2],
+                    "as_simulated": seen == simulated,
+                    "restarts": restarts,
+                    "neighbour_bytes": moved,
+                    "errors": device.errors(),
+                }
+            )
     return rows
 
 

@@ -5,7 +5,7 @@ It must not know how isolation is brought about.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any
@@ -16,12 +16,14 @@ from corepool.compiler.model import ModelPackage
 from corepool.device.simulator import Simulator
 from corepool.evaluation import hardware_sample, plots
 from corepool.evaluation.anchors import PAPER, TITLES
-from corepool.evaluation.lab import Lab, Tell
+from corepool.evaluation.lab import Lab, Need
 from corepool.evaluation.neighbours import KINDS, Attack, Neighbours
 from corepool.evaluation.results import Claim, Outcome, Plot, Table
+from corepool.evaluation.workers import Tell
 from corepool.runtime.session import Session
 
 MOST_CORES = 12
+SEARCHED = ((5,), (4, 5, 6), (2, 3, 4, 5, 6))  # victims of the search
 SLICE = 50_000  # cycles after which neighbours that have stopped are started again
 Make = Callable[[Simulator, Sequence[int]], Neighbours]
 
@@ -89,10 +91,15 @@ def _times(device: Simulator, session: Session, begin: int) -> np.ndarray[Any, n
     return np.where((times >= begin) & (times <= device.cycle), times - begin, -1)
 
 
+def needs(lab: Lab) -> list[Need]:
+    return [Need(name) for name in lab.networks]
+
+
 def run(lab: Lab, tell: Tell) -> Outcome:
     """All networks, numbers of cores and neighbours; then the search for the worst neighbour."""
     limit = 400_000 if lab.quick else 2_000_000
-    rows = list(_sweep(lab, tell, limit))
+    lab.prepare(needs(lab), lambda what, share: tell(what, 0.2 * share))
+    rows = _sweep(lab, lambda what, share: tell(what, 0.2 + 0.5 * share), limit)
     search = _search(lab, lambda what, share: tell(what, 0.7 + 0.2 * share))
     hardware = hardware_sample.sample(lab, lambda what, share: tell(what, 0.9 + 0.1 * share))
     worst = max(row["deviation_cycles"] for row in rows)
@@ -132,26 +139,41 @@ def run(lab: Lab, tell: Tell) -> Outcome:
     return Outcome(data, tables, [_plot(search)], claims, notes)
 
 
-def _sweep(lab: Lab, tell: Tell, limit: int) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Place:
+    """Where a victim runs, and the attacks that it is to bear."""
+
+    network: str
+    first_core: int
+    cores: int
+    limit: int
+    attacks: tuple[Attack, ...]
+
+
+def _sweep(lab: Lab, tell: Tell, limit: int) -> list[dict[str, Any]]:
     counts = (1, 3, 4, 9) if lab.quick else range(1, MOST_CORES + 1)
     kinds = ("loads", "both", "no sync") if lab.quick else KINDS
     random = Random(lab.seed)
-    packages = [lab.package(name) for name in lab.networks]
-    for place, name in enumerate(lab.networks):
+    items = []
+    for name in lab.networks:
         for n in counts:
-            tell(f"{TITLES[name]}, {n} cores", 0.7 * (place + n / MOST_CORES) / len(lab.networks))
             first = random.randrange(lab.config.cores - n + 1)
-            victim = Victim(lab, lab.package(name), range(first, first + n), limit)
+            attacks = [Attack(k, group=random.choice((1, 2, 4, 16)), phase=random.randrange(500)) for k in kinds]
+            items.append((f"{TITLES[name]}, {n} cores", _Place(name, first, n, limit, tuple(attacks))))
+    return [row for rows in lab.each(_of_place, items, tell) for row in rows]
 
-            def row(kind: str, seen: Observed, victim: Victim = victim, name: str = name) -> dict[str, Any]:
-                where = {"network": name, "cores": len(victim.cores), "first_core": victim.cores[0]}
-                return where | {"neighbours": kind} | asdict(seen)
 
-            yield row("idle", victim.beside(Neighbours.idle, idle=True))
-            yield row("busy", victim.beside(lambda device, cores: Neighbours.busy(device, cores, packages), 500))
-            for kind in kinds:
-                attack = Attack(kind, group=random.choice((1, 2, 4, 16)), phase=random.randrange(500))
-                yield row(kind, victim.beside(_hostile(attack), attack.phase))
+def _of_place(lab: Lab, place: _Place) -> list[dict[str, Any]]:
+    """A victim beside silent, busy and hostile neighbours."""
+    cores = range(place.first_core, place.first_core + place.cores)
+    victim = Victim(lab, lab.package(place.network), cores, place.limit)
+    packages = [lab.package(name) for name in lab.networks]
+    seen = {
+        "idle": victim.beside(Neighbours.idle, idle=True),
+        "busy": victim.beside(lambda device, others: Neighbours.busy(device, others, packages), 500),
+    } | {attack.kind: victim.beside(_hostile(attack), attack.phase) for attack in place.attacks}
+    where = {"network": place.network, "cores": place.cores, "first_core": place.first_core}
+    return [where | {"neighbours": kind} | asdict(observed) for kind, observed in seen.items()]
 
 
 def _hostile(attack: Attack) -> Make:
@@ -159,26 +181,36 @@ def _hostile(attack: Attack) -> Make:
 
 
 def _search(lab: Lab, tell: Tell) -> dict[str, Any]:
-    """Climb from the best attack so far, one parameter at a time; first the deviation counts, then the traffic."""
-    random = Random(lab.seed + 1)
+    """A climb for each of three victims."""
     tries = 24 if lab.quick else 240
-    name = lab.networks[-1]
-    victims = [Victim(lab, lab.package(name), cores, 60_000) for cores in ([5], [4, 5, 6], [2, 3, 4, 5, 6])]
+    items = [
+        (f"worst neighbour of {len(cores)} cores", (cores, tries // len(SEARCHED), lab.seed + 1 + place))
+        for place, cores in enumerate(SEARCHED)
+    ]
+    climbs = lab.each(_climb, items, tell)
+    history = [step for climb in climbs for step in climb["history"]]
+    worst = max(climbs, key=lambda climb: climb["best"])["worst"]
+    return {"network": lab.networks[-1], "tried": len(history), "worst": worst, "history": history}
+
+
+def _climb(lab: Lab, item: tuple[tuple[int, ...], int, int]) -> dict[str, Any]:
+    """From the best attack so far, one parameter at a time; first the deviation counts, then the traffic."""
+    cores, tries, seed = item
+    random = Random(seed)
+    victim = Victim(lab, lab.package(lab.networks[-1]), cores, 60_000)
     best: tuple[int, int] = (-1, -1)
     attack = Attack("loads")
     worst: dict[str, Any] = {}
     history = []
     for number in range(tries):
-        tell("worst neighbour", number / tries)
         trial = Attack(random.choice(KINDS)) if number % 20 == 19 else attack.mutated(random) if number else attack
-        victim = victims[number % len(victims)]
         seen = victim.beside(_hostile(trial), trial.phase)
         score = (max(seen.deviation_cycles, abs(seen.latency_deviation_cycles or 0)), seen.neighbour_bytes)
         history.append({"deviation_cycles": score[0], "neighbour_bytes": score[1]})
         if score > best:
             best, attack = score, trial
-            worst = {"attack": asdict(trial), "victim_cores": list(victim.cores)} | asdict(seen)
-    return {"network": name, "tried": tries, "worst": worst, "history": history}
+            worst = {"attack": asdict(trial), "victim_cores": list(cores)} | asdict(seen)
+    return {"best": best, "worst": worst, "history": history}
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

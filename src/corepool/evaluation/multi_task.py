@@ -6,6 +6,7 @@ It must not know how policies decide.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from corepool.evaluation import anchors, plots
 from corepool.evaluation.anchors import PAPER, PAPER_OVER_MULTI, PAPER_OVER_SINGLE, TITLES
 from corepool.evaluation.arrival import study
 from corepool.evaluation.costs import link_times
-from corepool.evaluation.designs import Design, Designs, Kind, backlog, tasks_of
-from corepool.evaluation.lab import Lab, Tell, large_cores
+from corepool.evaluation.designs import Design, Designs, Kind, backlog, measure_designs, tasks_of
+from corepool.evaluation.designs import needs as design_needs
+from corepool.evaluation.lab import Lab, Need, large_cores
 from corepool.evaluation.results import Claim, Outcome, Plot, Table, mean
+from corepool.evaluation.workers import Tell
 from corepool.hypervisor.settings import SECOND
 
 Mixes = dict[str, tuple[str, ...]]
@@ -27,10 +30,16 @@ Rates = dict[
 ROUNDS = 10  # inferences of the slowest task in a measurement
 
 
+def needs(lab: Lab) -> list[Need]:
+    return design_needs(lab, large_cores())
+
+
 def run(lab: Lab, tell: Tell) -> Outcome:
     """Saturated throughput by number of tasks; then arrivals at rising load."""
+    lab.prepare(needs(lab), lambda what, share: tell(what, 0.2 * share))
     relink_ms = max(link_times(lab.package(name), 16, lab.config, 50).cpu_p50_ms for name in lab.networks)
-    designs = Designs(lab, large_cores(), lambda what, share: tell(what, 0.3 * share), int(relink_ms * 1e6))
+    large = large_cores()
+    designs = measure_designs(lab, large, lambda what, s: tell(what, 0.2 + 0.1 * s), int(relink_ms * 1e6))
     mixes: Mixes = {name: (name,) for name in lab.networks} | {"mixed": lab.networks}
     rates = _saturated(lab, designs, mixes, lambda what, share: tell(what, 0.3 + 0.2 * share))
     summary = {mix: _ratios(rates[mix], designs) for mix in mixes}
@@ -60,32 +69,53 @@ def run(lab: Lab, tell: Tell) -> Outcome:
     )
 
 
+@dataclass(frozen=True)
+class _Case:
+    """A design and so many tasks with networks in turn that always have work; ``peak``: the card's
+    multiply-accumulates a second, ``macs`` those of an inference."""
+
+    design: Design
+    networks: tuple[str, ...]
+    tasks: int
+    macs: Mapping[str, int]
+    peak: int
+
+
 def _saturated(lab: Lab, designs: Designs, mixes: Mixes, tell: Tell) -> Rates:
-    compared = [designs.pool(), designs.pool("private-throughput"), designs.multi()]
+    compared = [designs.pool(), designs.side_by_side(), designs.pool("private-throughput"), designs.multi()]
     compared += [designs.single(shape) for shape in designs.large]
+    peak = lab.config.cores * lab.config.macs_per_cycle * lab.config.clock_hz
+    keys = [(mix, design.name, count) for mix in mixes for count in lab.counts() for design in compared]
+    cases = [
+        (f"{TITLES[mix]}, {count} tasks", _Case(design, networks, count, designs.macs, peak))
+        for mix, networks in mixes.items()
+        for count in lab.counts()
+        for design in compared
+    ]
     rates: Rates = {mix: {design.name: {} for design in compared} for mix in mixes}
-    counts = lab.counts()
-    for place, (mix, networks) in enumerate(mixes.items()):
-        for number, count in enumerate(counts):
-            tell(f"{TITLES[mix]}, {count} tasks", (place + number / len(counts)) / len(mixes))
-            for design in compared:
-                rates[mix][design.name][count] = _throughput(lab, design, networks, count)
+    for (mix, name, count), rate in zip(keys, lab.each(_throughput, cases, tell), strict=True):
+        rates[mix][name][count] = rate
     return rates
 
 
-def _throughput(lab: Lab, design: Design, networks: Sequence[str], count: int) -> float:
-    """Share of the pool's peak when so many tasks always have work; from each task's second inference to its last."""
-    tasks = tasks_of(networks, count)
+def _throughput(lab: Lab, case: _Case) -> float:
+    """Share of the pool's peak when so many tasks always have work; from each task's first end to its last, but for
+    the first of each of its leases."""
+    design, count = case.design, case.tasks
+    tasks = tasks_of(case.networks, count)
     turns = design.kind is Kind.TURNS
     each = {task.name: design.models[task.network].latency_ns for task in tasks}
     fewest = 0 if turns or design.kind is Kind.FIXED else max(design.settings.cores // count, 1) - 1
+    leases = design.leases(count)
+    if leases > 1:
+        fewest = design.each - 1
     if turns:
         until = (ROUNDS + 2) * sum(latency[0] for latency in each.values())
         jobs = {task.name: ROUNDS + 2 for task in tasks}
     else:
         until = (ROUNDS + 2) * max(latency[fewest] for latency in each.values())
         most = min(2 * -(-design.settings.cores // count), design.settings.cores)  # nobody runs out of work
-        jobs = {task.name: until // each[task.name][most - 1] + 2 for task in tasks}
+        jobs = {task.name: leases * (until // each[task.name][most - 1] + 2) for task in tasks}
     record = design.run(tasks, backlog(design, tasks, jobs), until)
     network_of = _networks(tasks, jobs)
     done: dict[str, list[int]] = {}
@@ -93,11 +123,10 @@ def _throughput(lab: Lab, design: Design, networks: Sequence[str], count: int) -
         done.setdefault(network_of[job][0], []).append(at)
     total = 0.0
     for task in tasks:
-        ends = done.get(task.name, [])
+        ends = done.get(task.name, [])[leases - 1 :]
         if len(ends) > 1:
-            macs = lab.package(task.network).meta["macs"]
-            total += macs * (len(ends) - 1) * SECOND / (ends[-1] - ends[0])
-    return total / (lab.config.cores * lab.config.macs_per_cycle * lab.config.clock_hz)
+            total += case.macs[task.network] * (len(ends) - 1) * SECOND / (ends[-1] - ends[0])
+    return total / case.peak
 
 
 def _networks(tasks: Sequence[Any], jobs: Mapping[str, int]) -> dict[int, tuple[str, str]]:

@@ -9,9 +9,10 @@ from typing import Any
 
 from corepool.device.simulator import Simulator
 from corepool.evaluation.anchors import DEMO, PAPER, PAPER_DYNAMIC_MS, TITLES
-from corepool.evaluation.costs import LinkTimes, link_times, static_seconds
-from corepool.evaluation.lab import Lab, Tell
+from corepool.evaluation.costs import LinkTimes, link_times
+from corepool.evaluation.lab import Lab, Need
 from corepool.evaluation.results import Claim, Outcome, Table
+from corepool.evaluation.workers import Tell
 from corepool.hypervisor.settings import Costs
 from corepool.runtime.session import Session
 
@@ -19,12 +20,17 @@ NETWORKS = ("resnet50", "vgg16")
 STEPS = (2, 4)
 
 
+def needs(lab: Lab) -> list[Need]:
+    return [Need(name) for name in NETWORKS]
+
+
 def run(lab: Lab, tell: Tell) -> Outcome:
     """Compile statically, link for two cores, run; link for four, run."""
+    lab.prepare(needs(lab), lambda what, share: tell(what, 0.5 * share))
     costs = Costs.of(lab.config)
     cases: dict[str, Any] = {}
     for place, name in enumerate(NETWORKS):
-        tell(TITLES[name], place / len(NETWORKS))
+        tell(TITLES[name], 0.5 + 0.5 * place / len(NETWORKS))
         cases[name] = _case(lab, name, costs)
     rows: list[tuple[Any, ...]] = []
     for name, case in cases.items():
@@ -99,4 +105,4 @@ def _case(lab: Lab, name: str, costs: Costs) -> dict[str, Any]:
                 }
             )
     speed_up = float(steps[0]["cycles"]) / float(steps[-1]["cycles"])
-    return {"static_s": static_seconds(lab, name), "steps": steps, "speed_up": speed_up}
+    return {"static_s": lab.static_cost(name).seconds, "steps": steps, "speed_up": speed_up}

@@ -10,22 +10,29 @@ from typing import Any
 from corepool.device.simulator import Simulator
 from corepool.evaluation import plots
 from corepool.evaluation.anchors import DEMO, TITLES
-from corepool.evaluation.lab import Lab, Tell
+from corepool.evaluation.lab import Lab, Need
 from corepool.evaluation.results import Claim, Outcome, Plot, Table
+from corepool.evaluation.workers import Tell
 from corepool.runtime.session import Session
 
 NETWORK = "vgg16"
 SPLITS = ((16,), (12, 4), (8, 4, 4), (4, 4, 4, 4))
 
 
+def needs(lab: Lab) -> list[Need]:
+    return [Need(NETWORK)]
+
+
 def run(lab: Lab, tell: Tell) -> Outcome:
     """Frames per second of every user of every split, and alone on the same cores."""
+    lab.prepare(needs(lab), lambda what, share: tell(what, 0.5 * share))
     package = lab.package(NETWORK)
-    cases: list[dict[str, Any]] = []
     frames = 1 if lab.quick else 3
-    for number, split in enumerate(SPLITS):
-        tell("/".join(_percent(n, lab) for n in split), number / len(SPLITS))
-        cases.append({"cores": list(split), "users": _together(lab, split, frames)})
+    items = [("/".join(_percent(n, lab) for n in split), (split, frames)) for split in SPLITS]
+    found = lab.each(_together, items, lambda what, share: tell(what, 0.5 + 0.5 * share))
+    cases: list[dict[str, Any]] = [
+        {"cores": list(split), "users": users} for split, users in zip(SPLITS, found, strict=True)
+    ]
     whole = cases[0]["users"][0]["fps"]
     rows: list[tuple[Any, ...]] = []
     for case in cases:
@@ -69,8 +76,9 @@ def _percent(cores: int, lab: Lab) -> str:
     return f"{100 * cores // lab.config.cores}%"
 
 
-def _together(lab: Lab, split: tuple[int, ...], frames: int) -> list[dict[str, Any]]:
-    """All users of a split at once: slowest frame of each, and the same cores on an empty card."""
+def _together(lab: Lab, item: tuple[tuple[int, ...], int]) -> list[dict[str, Any]]:
+    """All users of a split at once, so many frames: slowest frame of each, and the same cores on an empty card."""
+    split, frames = item
     package, device = lab.package(NETWORK), Simulator(lab.config, data=False)
     starts = [sum(split[:place]) for place in range(len(split))]
     leases = [range(start, start + n) for start, n in zip(starts, split, strict=True)]

@@ -11,8 +11,9 @@ from typing import Any
 from corepool.config import preset
 from corepool.errors import InputError
 from corepool.evaluation.anchors import AREA, AREA_SOURCE
-from corepool.evaluation.lab import Lab, Tell
+from corepool.evaluation.lab import Lab
 from corepool.evaluation.results import Claim, Outcome, Table
+from corepool.evaluation.workers import Tell
 from corepool.hardware.areas import ECP5, groups, load, summary
 from corepool.hardware.synth import Area, sources
 

@@ -115,15 +115,15 @@ def plain(value: Any) -> Any:
     return value
 
 
-def provenance(config: HardwareConfig, seed: int, quick: bool, seconds: float) -> dict[str, Any]:
-    """Commit, configuration, seed, versions and machine of a run that took so many seconds."""
+def provenance(config: HardwareConfig, seed: int, quick: bool, took: Mapping[str, Any]) -> dict[str, Any]:
+    """Commit, configuration, seed, versions and machine of a run, and what it ``took``: ``seconds`` and others."""
     return {
         "commit": _git("rev-parse", "HEAD") or "unknown",
         "changed_since": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".")),
         "config": asdict(config) | {"fingerprint": config.fingerprint()},
         "seed": seed,
         "quick": quick,
-        "seconds": round(seconds, 2),
+        **took,
         "versions": {"corepool": __version__, "python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},

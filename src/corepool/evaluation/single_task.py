@@ -9,17 +9,24 @@ from typing import Any
 
 from corepool.evaluation import anchors, plots
 from corepool.evaluation.anchors import PAPER, TITLES
-from corepool.evaluation.lab import Lab, Tell, Timing
+from corepool.evaluation.lab import Lab, Need, Timing
 from corepool.evaluation.results import Claim, Outcome, Plot, Table
-from corepool.evaluation.tilings import WAYS, timing
+from corepool.evaluation.tilings import WAYS, need_of, timing
+from corepool.evaluation.workers import Tell
 
 Sweep = dict[str, dict[int, dict[str, float]]]  # network, cores: figures
 
 
+def needs(lab: Lab) -> list[Need]:
+    every = [Need(name) for name in lab.networks]
+    return every + [need_of(name, way) for name in _compared(lab) for way in WAYS]
+
+
 def run(lab: Lab, tell: Tell) -> Outcome:
     """Frames per second, share of peak, speed-up and DDR bytes."""
-    sweep = _sweep(lab, tell)
-    ways = _ways(lab, lambda what, share: tell(what, 0.2 + 0.8 * share))
+    lab.prepare(needs(lab), lambda what, share: tell(what, 0.6 * share))
+    sweep = _sweep(lab, lambda what, share: tell(what, 0.6 + 0.2 * share))
+    ways = _ways(lab, lambda what, share: tell(what, 0.8 + 0.2 * share))
     return Outcome(
         data={
             "cores": {name: {str(n): row for n, row in rows.items()} for name, rows in sweep.items()},
@@ -41,16 +48,21 @@ def run(lab: Lab, tell: Tell) -> Outcome:
 
 def _sweep(lab: Lab, tell: Tell) -> Sweep:
     """Every network on every number of cores as the compiler does best."""
+    counts = lab.counts()
+    pairs = [(name, n) for name in lab.networks for n in counts]
+    taken = lab.each(_alone, [(f"{TITLES[name]}, {n} cores", (name, n)) for name, n in pairs], tell)
+    timings = dict(zip(pairs, taken, strict=True))
     sweep: Sweep = {}
-    for place, name in enumerate(lab.networks):
-        package = lab.package(name)
-        rows: dict[int, dict[str, float]] = {}
-        for n in lab.counts():
-            tell(f"{TITLES[name]}, {n} cores", 0.2 * (place + n / lab.config.cores) / len(lab.networks))
-            here = lab.timing(package, range(n))
-            rows[n] = _row(lab, here, lab.share(package, here, n), lab.timing(package, [0]), n)
-        sweep[name] = rows
+    for name, n in pairs:
+        here = timings[name, n]
+        share = lab.share(lab.package(name), here, n)
+        sweep.setdefault(name, {})[n] = _row(lab, here, share, timings[name, counts[0]], n)
     return sweep
+
+
+def _alone(lab: Lab, item: tuple[str, int]) -> Timing:
+    name, n = item
+    return lab.timing(lab.package(name), range(n))
 
 
 def _row(lab: Lab, timing: Timing, share: float, one: Timing, n: int) -> dict[str, float]:
@@ -87,17 +99,25 @@ def _why_scaling(sweep: Sweep, name: str, n: int) -> str:
     )
 
 
+def _compared(lab: Lab) -> tuple[str, ...]:
+    """The networks whose ways of tiling are compared."""
+    return lab.networks[-1:] if lab.quick else lab.networks
+
+
 def _ways(lab: Lab, tell: Tell) -> dict[str, dict[str, dict[str, float]]]:
     """By network, way of tiling and number of cores: frames per second."""
-    names = lab.networks[-1:] if lab.quick else lab.networks
     counts = [4, lab.config.cores] if lab.quick else lab.counts()
+    pairs = [(name, way) for name in _compared(lab) for way in WAYS]
+    items = [(f"{TITLES[name]}, {WAYS[way][0]}", (name, way, tuple(counts))) for name, way in pairs]
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for place, name in enumerate(names):
-        found[name] = {}
-        for number, way in enumerate(WAYS):
-            tell(f"{TITLES[name]}, {WAYS[way][0]}", (place + number / len(WAYS)) / len(names))
-            found[name][way] = {str(n): lab.fps(timing(lab, name, way, n)) for n in counts}
+    for (name, way), rates in zip(pairs, lab.each(_rates, items, tell), strict=True):
+        found.setdefault(name, {})[way] = rates
     return found
+
+
+def _rates(lab: Lab, item: tuple[str, str, tuple[int, ...]]) -> dict[str, float]:
+    name, way, counts = item
+    return {str(n): lab.fps(timing(lab, name, way, n)) for n in counts}
 
 
 def _ladder(lab: Lab, ways: dict[str, dict[str, dict[str, float]]]) -> Table:

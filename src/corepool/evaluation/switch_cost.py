@@ -22,11 +22,11 @@ from corepool.evaluation.anchors import (
     TITLES,
 )
 from corepool.evaluation.costs import link_times
-from corepool.evaluation.lab import Lab, Tell
+from corepool.evaluation.lab import Lab, Need, Shape
 from corepool.evaluation.results import Claim, Outcome, Plot, Table
+from corepool.evaluation.workers import Tell
 from corepool.hypervisor import actions as ac
-from corepool.hypervisor.backends import DeviceBackend, measured_model, packed
-from corepool.hypervisor.backends import measure as measure_shapes
+from corepool.hypervisor.backends import DeviceBackend, measured_model
 from corepool.hypervisor.events import AddTenant, Event, LoadModel, RequestLease, SubmitJob, Switching
 from corepool.hypervisor.model import Model, model_of
 from corepool.hypervisor.runner import Runner
@@ -36,34 +36,21 @@ from corepool.hypervisor.state import Hypervisor
 HOLDER, COMER = "holder", "comer"
 
 
+def needs(lab: Lab) -> list[Need]:
+    return [Need(name) for name in lab.networks]
+
+
 def run(lab: Lab, tell: Tell) -> Outcome:
     """A tenant holds the card and works without pause; another comes at a random moment and is to get half of it."""
     tries = 3 if lab.quick else 60
-    data: dict[str, Any] = {}
-    for place, name in enumerate(lab.networks):
-        package = lab.package(name)
-        config = lab.config
-        relink_ms = link_times(package, config.cores // 2, config, 50).cpu_p50_ms
-        model = model_of(name, package, config)
-        chosen = [packed(n, config.cores_per_bank) for n in range(1, config.cores + 1)]
-        model = measured_model(model, measure_shapes(lab.simulator(), package, chosen), config.cores_per_bank)
-        settings = Settings.of(config, relink_ns=int(relink_ms * 1e6))
-        row: dict[str, Any] = {"relink_us": 1e3 * relink_ms, "inference_us": model.latency_ns[-1] / 1e3}
-        for number, switching in enumerate(Switching):
-            tell(f"{TITLES[name]}, after a {switching.value}", (place + number / 2) / len(lab.networks))
-            first, *seen = _moments(lab, model, settings, switching, tries + 1)
-            columns = {key: [each[key] for each in seen] for key in first}
-            row[switching.value] = {
-                key: {"mean": float(np.mean(values)), "max": float(np.max(values)), "first": first[key]}
-                for key, values in columns.items()
-            }
-        costs, half = settings.costs, config.cores // 2
-        row["clear_us"] = costs.clear_ns / 1e3
-        row["streams_us"] = costs.transfer_ns(model.stream_bytes[half - 1]) / 1e3
-        row["weights_us"] = costs.transfer_ns(2 * model.weight_bytes) / 1e3
-        moved = carried.carry(lab, package, max(tries // 5, 2))
-        row["carried"] = carried.summary(moved, config.clock_hz, costs, relink_ms)
-        data[name] = row
+    lab.prepare(needs(lab), lambda what, share: tell(what, 0.2 * share))
+    items = []
+    for name in lab.networks:
+        latencies = lab.latencies(name, lab.packed(), lambda what, share: tell(what, 0.2 + 0.1 * share))
+        relink_ms = link_times(lab.package(name), lab.config.cores // 2, lab.config, 50).cpu_p50_ms
+        items.append((TITLES[name], (name, latencies, relink_ms, tries)))
+    rows = lab.each(_of_network, items, lambda what, share: tell(what, 0.3 + 0.7 * share))
+    data: dict[str, Any] = dict(zip(lab.networks, rows, strict=True))
     return Outcome(
         {"tries": tries, "networks": data},
         [_table(data), _parts(data), carried.table(data)],
@@ -78,6 +65,29 @@ def run(lab: Lab, tell: Tell) -> Outcome:
             "on on half of the cores: what a switch by layer costs him who has to move.",
         ],
     )
+
+
+def _of_network(lab: Lab, item: tuple[str, dict[Shape, int], float, int]) -> dict[str, Any]:
+    """Switches after tasks and after layers, and inferences carried to other cores."""
+    name, latencies, relink_ms, tries = item
+    package, config = lab.package(name), lab.config
+    model = measured_model(model_of(name, package, config), latencies, config.cores_per_bank)
+    settings = Settings.of(config, relink_ns=int(relink_ms * 1e6))
+    row: dict[str, Any] = {"relink_us": 1e3 * relink_ms, "inference_us": model.latency_ns[-1] / 1e3}
+    for switching in Switching:
+        first, *seen = _moments(lab, model, settings, switching, tries + 1)
+        columns = {key: [each[key] for each in seen] for key in first}
+        row[switching.value] = {
+            key: {"mean": float(np.mean(values)), "max": float(np.max(values)), "first": first[key]}
+            for key, values in columns.items()
+        }
+    costs, half = settings.costs, config.cores // 2
+    row["clear_us"] = costs.clear_ns / 1e3
+    row["streams_us"] = costs.transfer_ns(model.stream_bytes[half - 1]) / 1e3
+    row["weights_us"] = costs.transfer_ns(2 * model.weight_bytes) / 1e3
+    moved = carried.carry(lab, package, max(tries // 5, 2))
+    row["carried"] = carried.summary(moved, config.clock_hz, costs, relink_ms)
+    return row
 
 
 def _moments(lab: Lab, model: Model, settings: Settings, switching: Switching, tries: int) -> list[dict[str, float]]:
