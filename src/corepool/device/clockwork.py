@@ -27,13 +27,46 @@ class CoreProgram:
     offset: int
 
 
-class Clockwork:
-    """All leases' time. ``now`` is the cycle that every running lease has reached."""
+@dataclass(frozen=True, eq=False)
+class Course:
+    """What a run was that a lease had to itself from start to end: its programs, and the cycles it took.
 
-    def __init__(self, config: HardwareConfig) -> None:
+    Runs start at slot periods, when nothing of an earlier run is left in the slots, and data never changes time: the
+    same programs on the same cores take the same course whenever nobody else is there.
+    """
+
+    programs: tuple[CoreProgram, ...]
+    window_bytes: int
+    length: int
+
+    def is_of(self, programs: Sequence[CoreProgram], window_bytes: int) -> bool:
+        """Whether these are the programs that ran."""
+        return (
+            self.window_bytes == window_bytes
+            and len(programs) == len(self.programs)
+            and all(mine is other for mine, other in zip(self.programs, programs, strict=True))
+        )
+
+
+_TIMES = [kernel.START, kernel.PROGRESS, kernel.END]  # of a lease that is done
+
+
+class Clockwork:
+    """All leases' time. ``now`` is the cycle that every running lease has reached.
+
+    With ``replay`` a run that repeats the one before is not worked out again, see ``Course``.
+    """
+
+    def __init__(self, config: HardwareConfig, replay: bool = True) -> None:
         self.config = config
         self.now = 0
+        self._replay = replay
+        self._alone = False  # nobody else has run since the latest start
+        self._courses: dict[int, Course] = {}  # by lease number, of those whose latest run is known as a whole
+        self._repeating: Sequence[CoreProgram] | None = None  # programs of a lease that was started to repeat its run
+        self._repeater = -1  # its number
         self._cores: dict[int, tuple[int, ...]] = {}
+        self._programs: dict[int, tuple[CoreProgram, ...]] = {}
         self._state = _layout(config)
         self._lease = self._part(kernel.AT_LEASE, config.cores, int(self._state[kernel.LEASE_WIDTH]))
         self._core = self._part(kernel.AT_CORE, config.cores, int(self._state[kernel.CORE_WIDTH]))
@@ -48,7 +81,34 @@ class Clockwork:
 
     def start(self, number: int, programs: Sequence[CoreProgram], window_bytes: int) -> int:
         """Let lease ``number`` start at the next slot period; returns that cycle."""
+        self._work_out()
+        course = self._courses.get(number)
+        if course is None or not course.is_of(programs, window_bytes) or self._running():
+            return self._start(number, programs, window_bytes)
+        # All is as that run left it; what it was is known, only not yet when it ends and who will look.
+        begin = -(-self.now // self.config.slot_period) * self.config.slot_period
+        lease = self._lease[number]
+        by = begin - int(lease[kernel.START])
+        lease[_TIMES] += by
+        for core in self._cores[number]:
+            times = self.rows(core)[:, TIMING_COLUMNS:]
+            np.add(times, by, out=times, where=times != kernel.UNKNOWN)
+        lease[kernel.STATE] = kernel.RUNNING
+        self._repeating, self._repeater = programs, number
+        return begin
+
+    def _work_out(self) -> None:
+        """Let a run that was to repeat another take its course step by step: somebody wants to see it, or joins in."""
+        if self._repeating is not None:
+            programs, self._repeating = self._repeating, None
+            self._start(self._repeater, programs, int(self._lease[self._repeater, kernel.WINDOW]))
+
+    def _running(self) -> bool:
+        return bool((self._lease[:, kernel.STATE] == kernel.RUNNING).any())
+
+    def _start(self, number: int, programs: Sequence[CoreProgram], window_bytes: int) -> int:
         self.release(number)
+        self._alone = self._replay and not self._running()
         period = self.config.slot_period
         begin = -(-self.now // period) * period
         cores = tuple(program.core for program in programs)
@@ -61,6 +121,7 @@ class Clockwork:
         lease[kernel.CORE_MASK] = sum(1 << core for core in cores)
         base = self._place(sum(len(program.timing) for program in programs))
         self._cores[number] = cores
+        self._programs[number] = tuple(programs)
         for program in programs:
             count = len(program.timing)
             self._program[base : base + count, :TIMING_COLUMNS] = program.timing
@@ -76,18 +137,39 @@ class Clockwork:
 
     def advance(self, number: int, limit: int | None) -> None:
         """Advance time until the lease has stopped, at most to cycle ``limit``."""
-        if self.running(number):
-            cycle = kernel.advance(self._state, self._program, number, kernel.NEVER - 1 if limit is None else limit)
-            self.now = max(self.now, int(cycle))
+        if not self.running(number):
+            return
+        begin, window = self._lease[number, [kernel.START, kernel.WINDOW]].tolist()
+        if self._repeating is not None and self._repeater == number:
+            length = self._courses[number].length
+            if limit is None or begin + length <= limit:
+                self._repeating = None
+                self._lease[number, kernel.STATE] = kernel.DONE
+                self.now = max(self.now, begin + length)
+                return
+        self._work_out()
+        alone, self._alone = self._alone, False
+        cycle = kernel.advance(self._state, self._program, number, kernel.NEVER - 1 if limit is None else limit)
+        self.now = max(self.now, int(cycle))
+        ended = self._lease[number, kernel.STATE] == kernel.DONE and self._lease[number, kernel.RELEASE] == 0
+        if alone and ended:
+            self._courses[number] = Course(self._programs[number], window, self.now - begin)
+
+    def course(self, number: int) -> Course | None:
+        """What the latest run was from start to end, if it is over and that is known."""
+        return None if self.running(number) else self._courses.get(number)
 
     def ask_to_stop(self, number: int, enable: bool, passing: int) -> int:
         """Let a running lease stop at a SYNC, after so many more, or let it run to its end; returns the cycle from
         which this counts."""
+        self._work_out()
+        self._alone = False
         kernel.ask_to_stop(self._state, self._program, number, self.now, int(enable), passing)
         return self.now
 
     def syncs(self, number: int) -> int:
         """SYNCs that the lease has passed. One is passed a cycle before the dispatchers go on."""
+        self._work_out()
         lease = self._lease[number]
         until = self.now if self.running(number) else int(lease[kernel.END])
         return int(lease[kernel.SYNCS]) + int(0 < lease[kernel.RELEASE] <= until + 1)
@@ -98,6 +180,10 @@ class Clockwork:
     def release(self, number: int) -> None:
         """Take the lease out of the loop, whatever it does, and forget its programs."""
         self._lease[number, kernel.STATE] = kernel.IDLE
+        if self._repeater == number:
+            self._repeating = None
+        self._courses.pop(number, None)
+        self._programs.pop(number, None)
         kernel.halt(self._state)
         for core in self._cores.pop(number, ()):
             self._core[core, [kernel.LEASE, kernel.COUNT]] = -1, 0
@@ -106,22 +192,26 @@ class Clockwork:
 
     def lease(self, number: int) -> Ints:
         """The columns of a lease (a view)."""
+        self._work_out()
         view: Ints = self._lease[number]
         return view
 
     def core(self, core: int) -> Ints:
         """The columns of a core (a view)."""
+        self._work_out()
         view: Ints = self._core[core]
         return view
 
     def traffic(self, number: int) -> Ints:
         """Bytes read and written by a lease in each bank [banks, 2] (a view)."""
+        self._work_out()
         banks = self.config.banks
         view: Ints = self._lease[number, kernel.TRAFFIC : kernel.TRAFFIC + 2 * banks].reshape(banks, 2)
         return view
 
     def rows(self, core: int) -> Ints:
         """The program of a core with its times [n, 14]: see ``timing.LEFT``, ``STARTED``, ``ENDED_AT`` (a view)."""
+        self._work_out()
         base, count = int(self._core[core, kernel.BASE]), int(self._core[core, kernel.COUNT])
         return self._program[base : base + count]
 

@@ -61,6 +61,16 @@ def _reserved_words(opcode: Opcode) -> tuple[int, ...]:
     return tuple((mask >> (64 * word)) & ((1 << 64) - 1) for word in range(INSTRUCTION_BYTES // 8))
 
 
+def writes_into(program: Decoded, word_bytes: int, begin: int, end: int) -> bool:
+    """Whether a SAVE may write into bytes ``begin .. end`` of the window: false only if none can."""
+    saves = program.fields[program.column("opcode") == Opcode.SAVE]
+    get = {name: saves[:, column] for name, column in COLUMN.items()}
+    rows, blocks = get["rows"] - 1, get["blocks"] - 1
+    words = blocks * get["block_stride"] + rows * get["row_stride"] + get["pixels"]
+    first, last = get["address"], get["address"] + words * word_bytes
+    return bool(((first < end) & (last > begin)).any())
+
+
 def decode_stream(config: HardwareConfig, stream: npt.NDArray[np.uint8]) -> Decoded:
     """Decode a stream of whole instructions (uint8 [32 n]). Garbage is fine: it becomes UNDEFINED."""
     words = np.ascontiguousarray(stream).view("<u8").reshape(-1, INSTRUCTION_BYTES // 8)

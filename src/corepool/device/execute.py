@@ -55,9 +55,12 @@ class DataPass:
             getattr(self.memories, name)[core] = 0
         self._weights[core] = None
 
-    def run(self, bases: Ints, cores: Ints, fields: Ints) -> None:
-        """Execute instructions: ``bases`` [banks] window starts, ``cores`` [n], ``fields`` [n, decoded columns]."""
-        ops = np.ascontiguousarray(fields[:, _COLUMNS])
+    def operations(self, fields: Ints) -> Ints:
+        """Decoded instructions [n, columns] as ``run`` takes them."""
+        return np.ascontiguousarray(fields[:, _COLUMNS])
+
+    def run(self, bases: Ints, cores: Ints, ops: Ints) -> None:
+        """Execute instructions: ``bases`` [banks] window starts, ``cores`` [n], what ``operations`` has made."""
         number = 0
         with one_thread():
             while True:

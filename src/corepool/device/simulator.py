@@ -5,6 +5,7 @@ It must not know networks or how streams were made. Time first, since data never
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,14 +13,25 @@ import numpy as np
 import numpy.typing as npt
 
 from corepool.config import HardwareConfig
-from corepool.device.base import Boundary, Completion, Counters, Fault, FaultReport, Lease, Position
-from corepool.device.decode import KIND, KIND_SYNC, STEPS, Decoded, decode_stream
+from corepool.device.base import (
+    Boundary,
+    BytesLike,
+    Completion,
+    Counters,
+    Fault,
+    FaultReport,
+    Lease,
+    Position,
+    as_bytes,
+)
+from corepool.device.decode import KIND, KIND_SYNC, STEPS, Decoded, decode_stream, writes_into
 from corepool.device.leases import Held, LeasingDevice, Placed
 from corepool.device.memory import Banks
 from corepool.device.timeline import CoreTimeline
 from corepool.errors import DeviceError
 
 if TYPE_CHECKING:
+    from corepool.device.clockwork import CoreProgram, Course
     from corepool.device.execute import DataPass
 
 Ints = npt.NDArray[np.int64]
@@ -31,20 +43,31 @@ class _Held(Held):
 
     streams: Placed = field(default_factory=list)
     programs: list[Decoded] = field(default_factory=list)
+    core_programs: list[CoreProgram] = field(default_factory=list)
     settled: int = -1  # instructions that ended up to this cycle have taken effect
+    constant: bool = False  # no instruction can write where the streams stand
+    streams_begin: int = 0  # bytes of the window
+    streams_end: int = 0
+    written: bool = False  # the host has written there since they were last looked at
+    # Of a course that a run took from start to end: cores and operations in order of time; counters.
+    effects: tuple[Course, Ints, Ints] | None = None
+    counted: tuple[Course, Counters] | None = None
 
 
 class Simulator(LeasingDevice[_Held]):
-    """Simulates a pool. With ``data=False`` only time passes: memory holds nothing, cycles and faults are the same."""
+    """Simulates a pool. With ``data=False`` only time passes: memory holds nothing, cycles and faults are the same.
 
-    def __init__(self, config: HardwareConfig, data: bool = True) -> None:
+    ``replay``: what is known from an earlier run of the same streams is not worked out again; it changes no result.
+    """
+
+    def __init__(self, config: HardwareConfig, data: bool = True, replay: bool = True) -> None:
         from corepool.device import timing  # numba is slow to import; only who simulates pays
         from corepool.device.clockwork import Clockwork
 
         super().__init__(config, Banks(config.banks, config.bank_bytes) if data else None)
         self.data = data
         self._kernel = timing
-        self._clock = Clockwork(config)
+        self._clock = Clockwork(config, replay)
         self._pass: DataPass | None = None
         if self._banks is not None:
             from corepool.device.execute import DataPass
@@ -72,19 +95,38 @@ class Simulator(LeasingDevice[_Held]):
     def _point(self, held: _Held, placed: Placed) -> None:
         held.streams = [(start, flat.copy()) for start, flat in placed]
         held.programs = [decode_stream(self.config, flat) for _, flat in held.streams]
+        held.written = False
+        self._programmed(held)
 
-    def start(self, lease: Lease) -> int:
+    def _programmed(self, held: _Held) -> None:
+        """The programs are others than before."""
         from corepool.device.clockwork import CoreProgram
 
+        held.core_programs = [
+            CoreProgram(core, program.timing, offset)
+            for core, program, (offset, _) in zip(held.lease.cores, held.programs, held.streams, strict=True)
+        ]
+        begin = min(offset for offset, _ in held.streams)
+        end = max(offset + flat.size for offset, flat in held.streams)
+        word = self.config.word_bytes
+        held.constant = not any(writes_into(program, word, begin, end) for program in held.programs)
+        held.streams_begin, held.streams_end = begin, end
+
+    def write(self, lease: Lease, offset: int, data: BytesLike, banks: Sequence[int] | None = None) -> None:
+        super().write(lease, offset, data, banks)
+        held, size = self._get(lease), as_bytes(data).size
+        held.written |= offset < held.streams_end and offset + size > held.streams_begin
+
+    def clear(self, lease: Lease) -> None:
+        super().clear(lease)
+        self._get(lease).written = True
+
+    def start(self, lease: Lease) -> int:
         held = self._startable(lease)
         self._settle(held)
         self._refresh(held)
-        programs = [
-            CoreProgram(core, program.timing, offset)
-            for core, program, (offset, _) in zip(lease.cores, held.programs, held.streams, strict=True)
-        ]
         held.ever_started = True
-        begin = self._clock.start(lease.number, programs, lease.window_bytes)
+        begin = self._clock.start(lease.number, held.core_programs, lease.window_bytes)
         held.settled = begin - 1
         return begin
 
@@ -110,10 +152,13 @@ class Simulator(LeasingDevice[_Held]):
         kernel, clock = self._kernel, self._clock
         if not held.ever_started:
             return self._no_counters(lease)
+        course = clock.course(lease.number)
+        if course is not None and held.counted is not None and held.counted[0] is course:
+            return held.counted[1]
         columns, until = clock.lease(lease.number), self._until(lease)
         done = [self._ended(core, until) for core in lease.cores]
         traffic = clock.traffic(lease.number)
-        return Counters(
+        made = Counters(
             cycles=max(until - int(columns[kernel.START]), 0),
             compute_busy=tuple(int(clock.core(core)[kernel.BUSY_COMPUTE]) for core in lease.cores),
             load_busy=tuple(int(clock.core(core)[kernel.BUSY_LOAD]) for core in lease.cores),
@@ -123,6 +168,8 @@ class Simulator(LeasingDevice[_Held]):
             bytes_read=tuple(traffic[:, 0].tolist()),
             bytes_written=tuple(traffic[:, 1].tolist()),
         )
+        held.counted = None if course is None else (course, made)
+        return made
 
     def timeline(self, lease: Lease) -> list[CoreTimeline]:
         """When each instruction of the latest run started and ended, for traces."""
@@ -139,8 +186,10 @@ class Simulator(LeasingDevice[_Held]):
 
     def _refresh(self, held: _Held) -> None:
         """Decode streams anew that were written over since they were loaded."""
-        if self._banks is None:
+        if self._banks is None or (held.constant and not held.written):
             return
+        held.written = False
+        changed = False
         for index, (core, (offset, flat)) in enumerate(zip(held.lease.cores, held.streams, strict=True)):
             bank = self.config.bank_of(core)
             start = held.bases[bank] + offset
@@ -148,6 +197,9 @@ class Simulator(LeasingDevice[_Held]):
             if not np.array_equal(now, flat):
                 held.streams[index] = (offset, now.copy())
                 held.programs[index] = decode_stream(self.config, held.streams[index][1])
+                changed = True
+        if changed:
+            self._programmed(held)
 
     def _until(self, lease: Lease) -> int:
         """The cycle up to which the latest run has got."""
@@ -165,6 +217,23 @@ class Simulator(LeasingDevice[_Held]):
         until = self._until(held.lease)
         if until <= held.settled:
             return
+        bases = np.zeros(self.config.banks, np.int64)
+        bases[list(held.bases)] = list(held.bases.values())
+        course = self._clock.course(held.lease.number)
+        whole = course is not None and held.settled < int(self._clock.lease(held.lease.number)[self._kernel.START])
+        if whole and held.effects is not None and held.effects[0] is course:
+            held.settled = until
+            self._pass.run(bases, *held.effects[1:])
+            return
+        cores, fields = self._ended_since(held, until)
+        ops = self._pass.operations(fields)
+        held.settled = until
+        if course is not None and whole:
+            held.effects = course, cores, ops
+        self._pass.run(bases, cores, ops)
+
+    def _ended_since(self, held: _Held, until: int) -> tuple[Ints, Ints]:
+        """Device cores and decoded fields of what ended since the last time, in order."""
         kernel = self._kernel
         keys, fields = [], []
         for core, program in zip(held.lease.cores, held.programs, strict=True):
@@ -173,12 +242,9 @@ class Simulator(LeasingDevice[_Held]):
             done = done[rows[done, KIND] < KIND_SYNC]
             keys.append(np.stack([done, rows[done, KIND], np.full(len(done), core), rows[done, kernel.ENDED_AT]]))
             fields.append(program.fields[done])
-        held.settled = until
         order_keys = np.concatenate(keys, axis=1)
         order = np.lexsort(order_keys)
-        bases = np.zeros(self.config.banks, np.int64)
-        bases[list(held.bases)] = list(held.bases.values())
-        self._pass.run(bases, order_keys[2][order], np.concatenate(fields)[order])
+        return order_keys[2][order], np.concatenate(fields)[order]
 
     def _position(self, lease: Lease) -> Position:
         program = self._held[lease.number].programs[0]
@@ -186,7 +252,7 @@ class Simulator(LeasingDevice[_Held]):
         return Position(int(program.column("layer")[index]))
 
     def _completion(self, lease: Lease) -> Completion:
-        kernel, columns = self._kernel, [int(value) for value in self._clock.lease(lease.number)]
+        kernel, columns = self._kernel, self._clock.lease(lease.number).tolist()
         fault = None
         if columns[kernel.STATE] == kernel.FAULTED:
             fault = FaultReport(
