@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from corepool.errors import InputError, PackageError
 from corepool.numerics import dequantise, quantise
 from corepool.runtime.host import HostFold, HostPort, check_inputs, pack, unpack, unpack_float
+from corepool.runtime.packing import Packer
 
 VIEWS = {  # ONNX shapes as views of a map
     (("",), ("c",), ("h",), ("w",)): lambda c, h, w: (1, c, h, w),
@@ -107,6 +108,9 @@ def test_packed_bytes_are_those_of_the_rules(port: HostPort, seed: int) -> None:
     assert packed.shape == (port.bytes,)
     expected = expected_words(port, as_map(port, codes(port, array)))
     assert np.array_equal(packed.view(np.int8), expected.reshape(-1))
+    packer = Packer(port)
+    packer.pack(values(port, seed + 1))  # nothing of it must be left
+    assert np.array_equal(packer.pack(array), packed)
 
 
 @given(ports(), st.integers(0, 1000))
@@ -125,6 +129,15 @@ def test_words_by_hand() -> None:
     array = np.array([[[[0.0, 0.25]], [[0.75, -1.0]], [[1000.0, -1000.0]]]], dtype=np.float32)
     # steps 0, 0.5 -> 0 (to even), 1.5 -> 2 (to even), -2, saturated; plus the zero point 1; the fourth channel is zero
     assert pack(port, array).view(np.int8).tolist() == [1, 3, 127, 0, 1, -1, -128, 0]
+
+
+def test_packing_refuses_what_is_no_number() -> None:
+    port = HostPort("x", (1, 3, 1, 2), ((), ("c",), ("h",), ("w",)), "float32", 0.5, 1, 0, 3, 1, 2, block=4)
+    packer, array = Packer(port), np.array([[[[0, np.inf]], [[0, 0]], [[0, -np.inf]]]], np.float32)
+    assert packer.pack(array).view(np.int8).tolist() == [1, 1, 1, 0, 127, 1, -128, 0]
+    array[0, 1, 0, 1] = np.nan
+    with pytest.raises(InputError, match="'x' holds NaN"):
+        packer.pack(array)
 
 
 def test_folding_by_hand() -> None:

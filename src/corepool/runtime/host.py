@@ -171,25 +171,26 @@ def _codes(port: HostPort, array: Array) -> npt.NDArray[np.int8]:
     return steps.astype(np.int8)
 
 
-def complaints(port: Wanted, array: Array) -> list[str]:
-    """What is wrong with an input array for ``port``: nothing, or one text for each thing."""
+def complaints(port: Wanted, array: Array, values: bool = True) -> list[str]:
+    """What is wrong with an input array for ``port``: nothing, or one text for each thing. ``values``: of them too."""
     found = []
     if array.dtype != np.dtype(port.dtype):
         found.append(f"{port.name!r} must be {port.dtype}, not {array.dtype}")
     if array.shape != port.shape:
         found.append(f"{port.name!r} must have the shape {list(port.shape)}, not {list(array.shape)}")
-    if not found and array.dtype.kind == "f" and np.isnan(array).any():
+    if values and not found and array.dtype.kind == "f" and np.isnan(array).any():
         found.append(f"{port.name!r} holds NaN")
     return found
 
 
-def check_inputs(ports: Iterable[Wanted], inputs: Mapping[str, Array]) -> None:
-    """Raise InputError that lists every missing, unknown or unfit input, and what is expected."""
+def check_inputs(ports: Iterable[Wanted], inputs: Mapping[str, Array], values: bool = True) -> None:
+    """Raise InputError that lists every missing, unknown or unfit input, and what is expected. ``values``: look at them
+    too, if nobody else will."""
     ports = list(ports)
     known = {port.name for port in ports}
     found = [f"there is no input {name!r}" for name in inputs if name not in known]
     for port in ports:
-        found += complaints(port, inputs[port.name]) if port.name in inputs else [f"{port.name!r} is missing"]
+        found += complaints(port, inputs[port.name], values) if port.name in inputs else [f"{port.name!r} is missing"]
     if found:
         raise InputError(f"wrong input: {'; '.join(found)}; expected: {', '.join(port.text for port in ports)}")
 
