@@ -58,3 +58,10 @@ def test_missing_marks_are_named(tmp_path: Path, text: str) -> None:
         split(document)
     with pytest.raises(ConfigError, match="cannot be read"):
         split(tmp_path / "absent.md")
+
+
+def test_the_short_table_has_main_claims_only() -> None:
+    main = Claim("second", "a paper", "2x", "3x", "reached", main=True)
+    text = render([finding("one", claim("first"), main), finding("two", claim("third"))], "again", main=True)
+    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    assert rows == ["| one | second | 2x | 3x | reached |"]

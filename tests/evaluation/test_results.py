@@ -31,7 +31,13 @@ def finding() -> Finding:
         claims=[Claim("faster", "a paper", "1x", "2x", "beaten", "since <b>")],
         notes=["A remark."],
     )
-    return Finding("some", "Some title", "Why?", outcome, provenance(preset("u200"), 7, True, {"seconds": 1.25}))
+    return Finding(
+        "some",
+        "Some title",
+        "Why?",
+        outcome,
+        provenance(preset("u200"), 7, True, {"seconds": 1.25, "cpu_seconds": 2.5}),
+    )
 
 
 def test_files(finding: Finding, tmp_path: Path) -> None:
@@ -47,6 +53,7 @@ def test_files(finding: Finding, tmp_path: Path) -> None:
         "ours": "2x",
         "verdict": "beaten",
         "reason": "since <b>",
+        "main": False,
     }
     origin = read["provenance"]
     assert (origin["seed"], origin["quick"], origin["seconds"]) == (7, True, 1.25)

@@ -73,7 +73,7 @@ def test_errors_keep_their_kind_and_later_work_goes_on(two: Crew) -> None:
 
 
 def test_a_process_that_is_killed_is_one_clear_error(two: Crew) -> None:
-    with pytest.raises(CorepoolError, match="a process of the evaluation was ended; .* Try --jobs 1"):
+    with pytest.raises(CorepoolError, match=r"a process of the evaluation was ended; .* Try --jobs 1"):
         two.each(die, items(range(2)), quiet)
 
 

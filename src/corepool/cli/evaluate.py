@@ -32,7 +32,7 @@ def command(
     seed: Annotated[int, typer.Option(min=0, help="Of weights, arrivals and searches.")] = 0,
     into: Annotated[
         Path | None,
-        typer.Option("--into", metavar="FILE.md", help="Also put the table of claims between this document's marks."),
+        typer.Option("--into", metavar="FILE.md", help="Also put the main claims between this document's marks."),
     ] = None,
     jobs: Annotated[
         int | None, typer.Option("-j", "--jobs", min=1, help="Processes; as many as there are processors if not given.")
@@ -65,7 +65,7 @@ def command(
     with replacing(out / TABLE) as file:
         file.write(table.encode())
     if into is not None:
-        markdown.insert(into, table)
+        markdown.insert(into, markdown.render(findings, again, main=True))
     report = _report(findings, out) | {"seconds": time.perf_counter() - begin}
     if json:
         output.write_json(report)

@@ -107,7 +107,7 @@ def _plot(data: dict[str, Any]) -> Plot:
     left.axhline(PAPER_DYNAMIC_MS, color="#999999", linestyle=":", label="the paper: about 1 ms")
     left.set(xlabel="cores", ylabel="median, ms", title="Dynamic compilation", ylim=(0, None))
     right.set(xlabel="cores", ylabel="KiB", title="Instruction streams", ylim=(0, None))
-    left.legend(fontsize=8)
+    plots.legend(made, left)
     return Plot("compile-cost.png", "Dynamic compilation and stream size by number of cores.", plots.png(made))
 
 
@@ -115,6 +115,7 @@ def _claims(data: dict[str, Any]) -> list[Claim]:
     p50, worst_name = max((d["p50_ms"], name) for name, each in data.items() for d in each["dynamic"].values())
     p99 = max(d["p99_ms"] for each in data.values() for d in each["dynamic"].values())
     slowest, name = max((each["static"]["seconds"], name) for name, each in data.items())
+    worked = max(each["static"]["compile_cpu_s"] for each in data.values())
     load = max(d["load_ms"] for each in data.values() for d in each["dynamic"].values())
     cpu50 = max(d["cpu_p50_ms"] for each in data.values() for d in each["dynamic"].values())
     cpu99 = max(d["cpu_p99_ms"] for each in data.values() for d in each["dynamic"].values())
@@ -135,12 +136,13 @@ def _claims(data: dict[str, Any]) -> list[Claim]:
             f"{p99:.2f} ms",
             "reached" if p99 <= 0.5 else "missed",
             "" if p99 <= 0.5 else shared,
+            main=True,
         ),
         Claim(
             "Static compilation, slowest network",
             f"{PAPER}: what a change costs without two stages",
             f"about {PAPER_STATIC_S:g} s",
-            f"{slowest:.1f} s ({TITLES[name]})",
+            f"{slowest:.1f} s ({TITLES[name]}), {worked:.1f} s of processor time",
             "beaten" if slowest < PAPER_STATIC_S else "missed",
             "Their compiler is not public, so the two numbers are of different programs and machines.",
         ),

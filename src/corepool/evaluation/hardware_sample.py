@@ -133,6 +133,7 @@ def claim(rows: list[dict[str, Any]] | str) -> Claim:
         "reached" if worst == 0 and whole else "missed",
         f"The Verilog of {CONFIG.name} ({CONFIG.cores} cores, {CONFIG.banks} banks), compiled; a run is one inference "
         f"of a small network. Cycles, bytes and counters are {'' if same else 'not '}those of the simulator.",
+        main=True,
     )
 
 

@@ -118,6 +118,7 @@ def run(lab: Lab, tell: Tell) -> Outcome:
             f"{max(worst, late)} cycles in {len(rows)} runs, {compared:,} instructions",
             "reached" if max(worst, late) == 0 else "missed",
             reason,
+            main=True,
         ),
         Claim(
             "The worst neighbour that a guided search finds",
@@ -237,7 +238,7 @@ def _search_table(search: dict[str, Any]) -> Table:
 
 
 def _plot(search: dict[str, Any]) -> Plot:
-    made, (axes,) = plots.figure(height=3.0)
+    made, (axes,) = plots.figure(height=3.3)
     history = search["history"]
     best = np.maximum.accumulate([each["neighbour_bytes"] for each in history]) / 1024
     plots.line(axes, 0, range(len(history)), [each["neighbour_bytes"] / 1024 for each in history], "tried",
@@ -248,7 +249,7 @@ def _plot(search: dict[str, Any]) -> Plot:
     twin.set_ylabel("victim's deviation, cycles", color=plots.COLOURS[2])
     twin.set_ylim(-0.5, max(10, max(each["deviation_cycles"] for each in history) * 1.1))
     axes.set(xlabel="neighbour tried", ylabel="KiB asked of the victim's banks", title="Search for the worst neighbour")
-    axes.legend(fontsize=8, loc="center right")
+    plots.legend(made, axes)
     caption = (
         "Every neighbour that the search tried: how much it asks of the victim's banks, and what the victim notices."
     )

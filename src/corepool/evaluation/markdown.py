@@ -15,11 +15,12 @@ from corepool.files import replacing
 BEGIN, END = "<!-- evaluation -->", "<!-- end of evaluation -->"
 
 
-def render(findings: Sequence[Finding], command: str) -> str:
-    """A table of claims beside our figures, and the line that says what it was made with and by which command."""
+def render(findings: Sequence[Finding], command: str, main: bool = False) -> str:
+    """A table of claims (``main`` ones only) beside our figures, and what it was made with and by which command."""
     lines = ["| experiment | claim | theirs or goal | ours | |", "|---|---|---|---|---|"]
     for finding in findings:
-        for index, claim in enumerate(finding.outcome.claims):
+        claims = [claim for claim in finding.outcome.claims if claim.main or not main]
+        for index, claim in enumerate(claims):
             name = finding.name if index == 0 else ""
             cells = (name, claim.claim, claim.theirs, claim.ours, claim.verdict)
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

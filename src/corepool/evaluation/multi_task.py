@@ -5,7 +5,7 @@ It must not know how policies decide.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,9 +145,12 @@ def _ratios(rates: Mapping[str, Mapping[int, float]], designs: Designs) -> dict[
     """The pool over each baseline, over all numbers of tasks."""
     pool = rates[designs.pool().name]
     multi = rates[designs.multi().name]
+    several = rates[designs.side_by_side().name]
     found = {
         "over multi, ratio of means": mean(list(pool.values())) / mean(list(multi.values())),
         "over multi, mean of ratios": mean([pool[n] / multi[n] for n in pool]),
+        "leases of a bank over multi, ratio of means": mean(list(several.values())) / mean(list(multi.values())),
+        "leases of a bank over multi, mean of ratios": mean([several[n] / multi[n] for n in several]),
     }
     for shape in designs.large:
         single = rates[designs.single(shape).name]
@@ -189,13 +192,13 @@ def _large_table(lab: Lab, designs: Designs) -> Table:
 
 
 def _plot(rates: Rates) -> Plot:
-    made, axes = plots.figure(1, len(rates), width=13, height=3.4)
+    made, axes = plots.figure(1, len(rates), width=13, height=3.7)
     for place, (mix, by_design) in enumerate(rates.items()):
         for index, (design, row) in enumerate(by_design.items()):
             plots.line(axes[place], index, list(row), [100 * value for value in row.values()], design, markersize=3)
         axes[place].set(title=TITLES[mix], xlabel="tasks", ylim=(0, 100))
     axes[0].set_ylabel("useful share of the card's peak, %")
-    axes[0].legend(fontsize=7, loc="lower right")
+    plots.legend(made, axes[0])
     caption = "Total throughput of 1 to 16 tasks that always have work, under the pool and the static designs."
     return Plot("multi-task-throughput.png", caption, plots.png(made))
 
@@ -214,6 +217,7 @@ def _claims(lab: Lab, designs: Designs, summary: Mapping[str, Mapping[str, float
                 f"{min(found):.2f}-{max(found):.2f}x",
                 "beaten" if min(found) > low and max(found) > high else "reached" if min(found) >= low else "differs",
                 _why_single(lab, designs, shape),
+                main=True,
             )
         )
     for name in lab.networks:
@@ -241,38 +245,43 @@ def _claims(lab: Lab, designs: Designs, summary: Mapping[str, Mapping[str, float
                 f"{max(roof[name][1] for roof in anchors.LARGE.values()):g} frames/s.",
             )
         )
-    means = [row["over multi, ratio of means"] for row in same]
-    ratios = [row["over multi, mean of ratios"] for row in same]
+    return [*claims, *_multi_claims(lab, {name: summary[name] for name in lab.networks})]
+
+
+def _multi_claims(lab: Lab, summary: Mapping[str, Mapping[str, float]]) -> Iterator[Claim]:
+    """Against one small core for each task, in both ways to average, one inference of a task at a time or several."""
+    counts, cores = lab.counts(), lab.config.cores
     low, high = PAPER_OVER_MULTI
-    reason = (
-        "With one core for each of U tasks the ratio is 16/U at best, whatever the network: 1.88 (ratio of means) or "
-        "3.38 (mean of ratios) over U = 1..16. It tells the number of users; for scaling loss see single-task."
-    )
-    lowest = min(lab.networks, key=lambda name: summary[name]["over multi, mean of ratios"])
-    reason += f" The least is {TITLES[lowest]}, which scales worst."
-    if lab.quick:
-        reason += " This quick run has fewer numbers of tasks, so its means are others."
-    claims.append(
-        Claim(
-            "Throughput over static small cores, ratio of means over the numbers of tasks",
-            f"{PAPER}; goal of this project",
-            f"{low:.2f}-{high:.2f}x; goal >= {anchors.GOAL_RATIO_OF_MEANS:g}x",
-            f"{min(means):.2f}-{max(means):.2f}x",
-            "reached" if min(means) >= anchors.GOAL_RATIO_OF_MEANS else "missed",
-            reason,
-        )
-    )
-    claims.append(
-        Claim(
-            "Throughput over static small cores, mean of ratios",
-            f"{PAPER}; goal of this project",
-            f"{low:.2f}-{high:.2f}x; goal >= {anchors.GOAL_MEAN_OF_RATIOS:g}x",
-            f"{min(ratios):.2f}-{max(ratios):.2f}x",
-            "reached" if min(ratios) >= anchors.GOAL_MEAN_OF_RATIOS else "missed",
-            reason,
-        )
-    )
-    return claims
+    perfect = {"ratio of means": cores / mean(counts), "mean of ratios": mean([cores / n for n in counts])}
+    goals = {"ratio of means": anchors.GOAL_RATIO_OF_MEANS, "mean of ratios": anchors.GOAL_MEAN_OF_RATIOS}
+    for several, how in (
+        (False, "one inference of a task at a time"),
+        (True, "leases of a bank's cores, side by side"),
+    ):
+        for what, best in perfect.items():
+            ours = {name: row[f"{'leases of a bank ' if several else ''}over multi, {what}"]
+                    for name, row in summary.items()}  # fmt: skip
+            # A quick run visits fewer numbers of tasks, so its bound differs; the goal is as far from it.
+            goal = goals[what] if not lab.quick else goals[what] * best / anchors.PERFECT[what]
+            short = [f"{TITLES[name]} {value:.2f}x" for name, value in ours.items() if value < goal]
+            reason = (
+                f"With one core for each of U tasks the ratio is {cores}/U at best, {best:.2f}x over these U: it tells "
+                f"the number of users more than the machine. Below the goal: {', '.join(short) or 'none'}. "
+            )
+            reason += (
+                "Up to four inferences of a task run at once, four cores each: latency for throughput."
+                if several
+                else "Many cores on one image lose to memory and uneven tiles where tasks are few; see single-task."
+            )
+            yield Claim(
+                f"Throughput over static small cores, {what}: {how}",
+                f"{PAPER}; goal of this project",
+                f"{low:.2f}-{high:.2f}x; goal >= {goal:.2f}x",
+                f"{min(ours.values()):.2f}-{max(ours.values()):.2f}x",
+                "missed" if short else "reached",
+                reason,
+                main=True,
+            )
 
 
 def _over_roofline(lab: Lab, designs: Designs, shape: str, name: str, which: int) -> float:

@@ -44,6 +44,12 @@ def line(axes: Axes, index: int, x: Sequence[float], y: Sequence[float], label: 
     axes.plot(x, y, label=label, linewidth=1.5, **look)
 
 
+def legend(made: Figure, axes: Axes, columns: int = 0) -> None:
+    """The labels of one plot, above all of them, where they hide nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    made.legend(handles, labels, loc="outside upper center", ncols=columns or len(labels), fontsize=8)
+
+
 def bars(axes: Axes, groups: Sequence[str], series: dict[str, Sequence[float | None]], digits: str = "{:.2f}") -> None:
     """Bars side by side, a group each for ``groups``; missing values leave a gap."""
     width = 0.8 / len(series)

@@ -53,6 +53,7 @@ def run(lab: Lab, tell: Tell) -> Outcome:
             f"{worst} cycles of deviation at most",
             "reached" if worst == 0 else "missed",
             reason,
+            main=True,
         ),
         Claim(
             "Throughput of each user follows its share of the cores",

@@ -8,9 +8,10 @@ from __future__ import annotations
 import base64
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from corepool.evaluation.anchors import DEMO, PAPER
 from corepool.evaluation.results import Claim, Finding, Table
 
 _STYLE = """
@@ -21,6 +22,7 @@ h2 { font-size: 1.3rem; margin: 2.8rem 0 0.2rem; border-top: 2px solid #1c1c1c; 
 h3 { font-size: 1rem; margin: 1.6rem 0 0.3rem; } p.question { font-style: italic; color: #444; margin: 0 0 1rem; }
 nav { margin: 0.6rem 0 1.2rem; } nav a { margin-right: 0.9rem; white-space: nowrap; }
 .scroll { overflow-x: auto; }
+table.claims { table-layout: fixed; width: 100%; min-width: 52rem; } table.claims td { overflow-wrap: break-word; }
 table { border-collapse: collapse; font-size: 0.86rem; margin: 0.3rem 0 0.4rem; font-variant-numeric: tabular-nums; }
 th { text-align: left; border-bottom: 1.5px solid #1c1c1c; padding: 0.25rem 0.7rem 0.25rem 0; vertical-align: bottom; }
 td { border-bottom: 1px solid #dedede; padding: 0.22rem 0.7rem 0.22rem 0; vertical-align: top; }
@@ -61,19 +63,30 @@ def _text(value: Any) -> str:
     return html.escape(str(value))
 
 
+_HEADS = {"experiment": 10, "claim": 26, "theirs or goal": 14, "ours": 17, "": 8, "where it differs, why": 25}  # widths
+_KINDS = ("What the paper says or its authors showed", "What this project set out to reach", "What others reached")
+
+
+def _kind(claim: Claim) -> str:
+    if PAPER in claim.source or DEMO in claim.source:
+        return _KINDS[0]
+    return _KINDS[1] if claim.source.startswith("goal") else _KINDS[2]
+
+
 def _summary(findings: Sequence[Finding]) -> str:
-    """Every claim of every experiment in one table."""
-    rows = []
-    for finding in findings:
-        for index, claim in enumerate(finding.outcome.claims):
-            first = f"<a href='#{finding.name}'>{_text(finding.name)}</a>" if index == 0 else ""
-            rows.append(_claim(claim, first))
-    if not rows:
-        return ""
-    heads = "".join(
-        f"<th>{head}</th>" for head in ("experiment", "claim", "theirs or goal", "ours", "", "where it differs, why")
-    )
-    return f"<h2>Claims beside our figures</h2><div class='scroll'><table><tr>{heads}</tr>{''.join(rows)}</table></div>"
+    """Every claim of every experiment: those about the paper, goals, and others."""
+    parts = []
+    heads = "".join(f"<th style='width:{width}%'>{head}</th>" for head, width in _HEADS.items())
+    for kind in _KINDS:
+        rows = []
+        for finding in findings:
+            for index, claim in enumerate(each for each in finding.outcome.claims if _kind(each) == kind):
+                first = f"<a href='#{finding.name}'>{_text(finding.name)}</a>" if index == 0 else ""
+                rows.append(_claim(claim, first))
+        if rows:
+            table = f"<table class='claims'><tr>{heads}</tr>{''.join(rows)}</table>"
+            parts.append(f"<h3>{kind}</h3><div class='scroll'>{table}</div>")
+    return "<h2>Claims beside our figures</h2>" + "".join(parts) if parts else ""
 
 
 def _claim(claim: Claim, first: str) -> str:
@@ -133,9 +146,16 @@ def _footer(findings: Sequence[Finding]) -> str:
     origin = findings[0].provenance
     versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
     machine = origin["machine"]
-    took = ", ".join(f"{each.name} {each.provenance['seconds']:.0f} s" for each in findings)
+    took = ", ".join(f"{each.name} {_took(each.provenance)}" for each in findings)
+    before = origin.get("compiling_before")
+    if before:
+        took = f"compiling {_took(before)}, {took}"
     return (
         f"<footer>Machine: {_text(machine['processor'])}, {machine['cores']} cores, {_text(machine['system'])}. "
         f"Versions: {_text(versions)}. Configuration fingerprint {_text(origin['config']['fingerprint'])}. "
-        f"Time: {_text(took)}.</footer>"
+        f"Time (of processors): {_text(took)}.</footer>"
     )
+
+
+def _took(times: Mapping[str, Any]) -> str:
+    return f"{times['seconds']:.0f} s ({times['cpu_seconds']:.0f} s)"

@@ -47,6 +47,7 @@ class Claim:
     """Something that the paper says or that we set out to reach, beside what we found.
 
     ``verdict`` is one of "reached", "beaten", "missed", "differs", "open"; ``reason`` says why where they differ.
+    ``main`` claims stand in the short table, too.
     """
 
     claim: str
@@ -55,6 +56,7 @@ class Claim:
     ours: str
     verdict: str
     reason: str = ""
+    main: bool = False
 
 
 VERDICTS = ("beaten", "reached", "differs", "missed", "open")

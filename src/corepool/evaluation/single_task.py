@@ -148,7 +148,7 @@ def _way_tables(ways: dict[str, dict[str, dict[str, float]]]) -> list[Table]:
 
 
 def _ladder_plot(lab: Lab, ways: dict[str, dict[str, dict[str, float]]]) -> Plot:
-    made, axes = plots.figure(1, len(ways), width=3.1 * len(ways) + 0.6, height=3.2)
+    made, axes = plots.figure(1, len(ways), width=max(3.1 * len(ways), 5.0) + 0.6, height=3.6)
     for place, (name, row) in enumerate(ways.items()):
         for index, (way, rates) in enumerate(row.items()):
             counts = [int(n) for n in rates]
@@ -157,7 +157,7 @@ def _ladder_plot(lab: Lab, ways: dict[str, dict[str, dict[str, float]]]) -> Plot
         board = anchors.AMD[anchors.AMD_EQUAL_PEAK][1][name]
         axes[place].axhline(board, color="#999999", linestyle=":", label="vendor, equal peak")
     axes[0].set_ylabel("frames/s")
-    axes[0].legend(fontsize=7)
+    plots.legend(made, axes[0], 0 if len(ways) > 1 else 4)
     caption = (
         "One image: frames per second by number of cores under every way of tiling; dotted: ZCU104, measured by AMD."
     )
@@ -254,6 +254,7 @@ def _claims(lab: Lab, sweep: Sweep) -> list[Claim]:
                 f"{fps:.1f} ({100 * rows[top]['share_of_peak']:.0f}% of peak)",
                 verdict,
                 reason,
+                main=True,
             )
         )
     worst = min((row["scaling"], name, n) for name, rows in sweep.items() for n, row in rows.items())
@@ -265,6 +266,7 @@ def _claims(lab: Lab, sweep: Sweep) -> list[Claim]:
             f"{worst[0]:.2f} n ({TITLES[worst[1]]}, {worst[2]} cores)",
             "reached" if worst[0] >= anchors.GOAL_SCALING else "missed",
             "" if worst[0] >= anchors.GOAL_SCALING else _why_scaling(sweep, worst[1], worst[2]),
+            main=True,
         )
     )
     for name, rows in sweep.items():

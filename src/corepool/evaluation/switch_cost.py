@@ -197,7 +197,7 @@ def _parts(data: dict[str, Any]) -> Table:
 
 
 def _plot(data: dict[str, Any]) -> Plot:
-    made, (axes,) = plots.figure(width=8, height=3.4)
+    made, (axes,) = plots.figure(width=8, height=3.7)
     series: dict[str, Sequence[float | None]] = {
         f"wait for the {switching.value} to end": [row[switching.value]["wait_us"]["mean"] for row in data.values()]
         for switching in Switching
@@ -207,7 +207,7 @@ def _plot(data: dict[str, Any]) -> Plot:
     low, high = (1e3 * each for each in PARTIAL_RECONFIGURATION_MS)
     axes.axhspan(low, high, color="#bbbbbb", alpha=0.5, label="partial reconfiguration")
     axes.set(yscale="log", ylabel="microseconds, mean", title="What a switch of cores waits for")
-    axes.legend(fontsize=7)
+    plots.legend(made, axes)
     return Plot("switch-cost.png", "Mean waiting time until cores are free, and what follows then.", plots.png(made))
 
 
@@ -226,6 +226,7 @@ def _claims(data: dict[str, Any]) -> list[Claim]:
             f"{work:.2f} ms at most",
             "beaten" if work < low else "missed",
             "Without weights, which a tenant that is new to a bank has to send once.",
+            main=True,
         ),
         Claim(
             "Switching after a layer instead of after the task: mean wait, slowest network",
