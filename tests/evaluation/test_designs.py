@@ -93,3 +93,16 @@ def test_owner_of_every_job(count: int) -> None:
     assert len(events) == sum(jobs.values()) == len(owners)
     for event in events:
         assert owners[event.job] == (event.tenant, event.model)
+
+
+def test_leases_side_by_side_share_a_tasks_jobs() -> None:
+    design = pool(each=4, net=160)
+    assert [design.leases(count) for count in (1, 2, 3, 4, 5, 16)] == [4, 2, 2, 1, 1, 1]
+    assert pool(net=160).leases(1) == 1
+    tasks = tasks_of(["net"], 1)
+    record = design.run(tasks, backlog(design, tasks, {"task 0": 12}))
+    assert sorted(record.leases) == [f"task 0/{number}" for number in range(4)]
+    assert sorted(record.job) == list(range(12))
+    assert set(record.busy_ns) == {40 * MS}
+    # Every lease does three jobs, one after the other, on the four cores of a bank.
+    assert [round(at / MS) for at in record.ended] == [40] * 4 + [80] * 4 + [120] * 4

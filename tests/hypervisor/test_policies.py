@@ -113,6 +113,14 @@ def test_throughput_gives_cores_where_they_save_most() -> None:
     assert sum(shares) == 16
 
 
+def test_throughput_weighs_by_the_root_of_what_a_model_takes() -> None:
+    """Sixteen times the work: between even shares and the four times as many cores that save most time in all."""
+    large, small = falling(1_600_000), falling(100_000)
+    pair = [Demand("a", "a", 0, 16, 0, 1, 0, large), Demand("b", "b", 0, 16, 0, 30, 0, small)]
+    # a/n is worth sqrt(a)/n, so cores go by the fourth root of the work: 2 to 1.
+    assert private_throughput(pair, 15, 0) == (10, 5)
+
+
 def test_throughput_stays_if_a_change_does_not_pay() -> None:
     def deal(switch_ns: int) -> tuple[int, ...]:
         tables = falling(64_000), falling(30_000)
@@ -169,6 +177,34 @@ def test_deadline_is_even_while_that_keeps_all_deadlines() -> None:
 
     assert private_deadline(pair(10), 16, 0) == (8, 8)
     assert private_deadline(pair(None), 16, 0) == (4, 4)
+
+
+def test_deadline_keeps_room_where_jobs_hold_their_cores() -> None:
+    """Three idle leases beside a large job that cannot be stopped: each keeps a core, unless its deadline needs all."""
+    table = falling(1600)
+
+    def four(due: int, holds: bool) -> tuple[int, ...]:
+        jobs = (Work(due, True, table),)
+        works = Demand("a", "a", 0, 16, 0, 1, due, table, jobs=jobs, holds=holds)
+        idle = [Demand(name, name, 0, 16, 0, 0, 0, table, holds=holds) for name in "bcd"]
+        return private_deadline([works, *idle], 16, 0)
+
+    assert four(5000, holds=True) == (13, 1, 1, 1)
+    assert four(5000, holds=False) == (16, 0, 0, 0)
+    assert four(101, holds=True) == (16, 0, 0, 0)
+
+
+def test_deadline_takes_the_deal_that_breaks_fewest_promises() -> None:
+    """Economical, the first due gets so many cores that both others are late; evenly only it is."""
+    table = falling(1600)
+    dues = (101, 330, 330)
+    three = [
+        Demand(name, name, 0, 16, 0, 1, due, table, jobs=(Work(due, True, table),), leaves_at=10)
+        for name, due in zip("abc", dues, strict=True)
+    ]
+    shares = private_deadline(three, 16, 0)
+    assert sorted(shares) == [5, 5, 6]
+    assert late_promises(three, shares, 16, 0) == {"a": 1}
 
 
 def test_cores_come_at_a_layers_end_or_at_a_jobs_end() -> None:

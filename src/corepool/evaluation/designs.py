@@ -38,7 +38,7 @@ class Design:
     """A card, the latencies of networks on it, and how it is shared.
 
     ``each``: cores of a task if they are fixed; on a card that is shared, at most so many for a lease, and as many
-    leases for a task as its even share has room for (0: one lease for each task, of any size).
+    leases for a task as its even share takes (0: one lease for each task, of any size).
     """
 
     name: str
@@ -59,7 +59,7 @@ class Design:
     def leases(self, tasks: int) -> int:
         """Leases of each of so many tasks."""
         if self.kind is Kind.SHARED and self.each:
-            return max(self.settings.cores // (self.each * tasks), 1)
+            return -(-self.settings.cores // (self.each * tasks))
         return 1
 
     def source(self, task: Task) -> Source:

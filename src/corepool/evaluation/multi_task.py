@@ -108,7 +108,7 @@ def _throughput(lab: Lab, case: _Case) -> float:
     fewest = 0 if turns or design.kind is Kind.FIXED else max(design.settings.cores // count, 1) - 1
     leases = design.leases(count)
     if leases > 1:
-        fewest = design.each - 1
+        fewest = min(design.settings.cores // (count * leases), design.each) - 1
     if turns:
         until = (ROUNDS + 2) * sum(latency[0] for latency in each.values())
         jobs = {task.name: ROUNDS + 2 for task in tasks}
