@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from corepool import errors
-from corepool.errors import CorepoolError, ModelError
+from corepool.errors import CalibrationError, CorepoolError, ModelError
 from corepool.files import replacing
 from corepool.server.settings import Compilation
 
@@ -152,6 +152,8 @@ def _outcome(job: Job, end: dict[str, Any], code: int, limits: Compilation) -> d
     if "error" in end:
         kind = getattr(errors, str(end.get("kind")), ModelError)
         text = str(end["error"])
+        if job.calibration is None and kind is CalibrationError:
+            text += "; send it before the model: PUT .../models/<model>/versions/<version>/calibration"
         for folder in {job.source.parent, job.output.parent}:
             text = text.replace(f"{folder}{os.sep}", "").replace(str(folder), "the upload")
         raise (kind if isinstance(kind, type) and issubclass(kind, CorepoolError) else ModelError)(text)

@@ -151,7 +151,11 @@ class DataPlane:
         self._refuse_when_draining()
         if self._running >= self._limit:
             raise TooManyRequestsError(f"{self._limit} requests are in flight already: try again soon", 1.0)
-        info = self._inference.model(who, request.model, request.version)
+        try:
+            info = self._inference.model(who, request.model, request.version)
+        except NotFoundError:
+            self.model_metadata(who, request.model, request.version)  # raises if there is none to load either
+            raise UnavailableError(f"model {shown(request.model)} is not loaded: load it first") from None
         check_request(info, request)
         self._running += 1
         self._idle.clear()

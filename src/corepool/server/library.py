@@ -21,6 +21,11 @@ from corepool.server.repository import CALIBRATION, SOURCES, ModelConfig, ModelF
 from corepool.server.tensors import shown
 from corepool.server.uploads import Uploads, no_model
 
+# What clients made for Triton write into configurations.
+OF_OTHERS = frozenset(
+    {*("backend", "platform", "runtime", "default_model_filename", "max_batch_size", "input", "output", "parameters")}
+    | {*("version_policy", "instance_group", "dynamic_batching", "optimization", "model_warmup", "response_cache")}
+)
 BUILT, STAMP = "package.cpk", "package.sha256"
 
 
@@ -182,7 +187,7 @@ def _decoded(key: str, content: Any) -> bytes:
 
 
 def _config_of(parameters: dict[str, Any]) -> ModelConfig | None:
-    """The configuration that comes with a request to load, as JSON."""
+    """The configuration that comes with a request to load, as JSON; Triton's own settings mean nothing here."""
     text = parameters.get("config")
     if text is None:
         return None
@@ -192,6 +197,8 @@ def _config_of(parameters: dict[str, Any]) -> ModelConfig | None:
         values = from_json(text)
     except (ValueError, TypeError) as error:
         raise RequestError(f"config must be JSON: {error}") from None
+    if isinstance(values, dict):
+        values = {key: value for key, value in values.items() if key not in OF_OTHERS}
     return read_config(values, "config")
 
 

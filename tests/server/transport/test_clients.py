@@ -141,6 +141,24 @@ def test_index_load_unload_and_statistics(client: tuple[Any, Any], service: Serv
     assert not made.is_model_ready("shared", headers=dict(key))
 
 
+def test_a_model_is_sent_along_with_the_wish_to_load_it(
+    client: tuple[Any, Any], service: Service, small_case: tuple[bytes, dict[str, np.ndarray]]
+) -> None:
+    """As Triton's clients do it: files and a configuration, in which settings of Triton's own may stand."""
+    made, _ = client
+    key = bearer("alice")
+    model, _ = small_case
+    name = f"sent-{type(made).__module__.split('.')[1]}"
+    config = '{"backend": "onnxruntime", "max_batch_size": 0, "version_policy": {"latest": {"num_versions": 1}}}'
+    made.load_model(name, headers=dict(key), config=config, files={"file:1/model.onnx": model})
+    assert made.is_model_ready(name, headers=dict(key))
+    with pytest.raises(InferenceServerException, match="colour"):
+        made.load_model(name, headers=dict(key), config='{"colour": 1}')
+    made.unload_model(name, headers=dict(key))
+    with pytest.raises(InferenceServerException, match=f"'{name}' is not loaded"):
+        made.infer(name, [], headers=dict(key))
+
+
 def test_errors_reach_the_client_as_texts(client: tuple[Any, Any]) -> None:
     made, module = client
     source = module.InferInput("input", [1, 3, 12, 11], "INT8")
