@@ -179,21 +179,6 @@ def test_deadline_is_even_while_that_keeps_all_deadlines() -> None:
     assert private_deadline(pair(None), 16, 0) == (4, 4)
 
 
-def test_deadline_keeps_room_where_jobs_hold_their_cores() -> None:
-    """Three idle leases beside a large job that cannot be stopped: each keeps a core, unless its deadline needs all."""
-    table = falling(1600)
-
-    def four(due: int, holds: bool) -> tuple[int, ...]:
-        jobs = (Work(due, True, table),)
-        works = Demand("a", "a", 0, 16, 0, 1, due, table, jobs=jobs, holds=holds)
-        idle = [Demand(name, name, 0, 16, 0, 0, 0, table, holds=holds) for name in "bcd"]
-        return private_deadline([works, *idle], 16, 0)
-
-    assert four(5000, holds=True) == (13, 1, 1, 1)
-    assert four(5000, holds=False) == (16, 0, 0, 0)
-    assert four(101, holds=True) == (16, 0, 0, 0)
-
-
 def test_deadline_takes_the_deal_that_breaks_fewest_promises() -> None:
     """Economical, the first due gets so many cores that both others are late; evenly only it is."""
     table = falling(1600)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
+from corepool.compiler.dynamic import link
 from corepool.compiler.model import ModelPackage
 from corepool.config import DdrConfig, HardwareConfig, preset
 from corepool.device.base import Counters
@@ -213,13 +214,16 @@ class Lab:
         fresh.replace(path)  # now it counts as made
 
     def warm_up(self) -> None:
-        """Load the compiler, and compile its own code if this is the first time on this machine: before any clock."""
+        """Load both compilers, and compile their own code the first time on a machine: before any clock runs."""
         if not self._warm:
             from corepool.compiler.static import compile_model
             from corepool.evaluation.small import small_network
 
             self._warm = True
-            compile_model(small_network(self.folder, self.seed), preset("tiny"))
+            path = small_network(self.folder, self.seed)
+            compile_model(path, self.config).save(path.with_suffix(".cpk"))
+            # As opened: code compiled for arrays in memory is not that for those of a file, which cannot be written.
+            link(ModelPackage.open(path.with_suffix(".cpk"), self.config), range(self.config.cores), self.config)
 
     def simulator(self, config: HardwareConfig | None = None) -> Simulator:
         """An idle simulator without data; the same one for every call with the same machine."""
@@ -286,6 +290,8 @@ def _warm_simulator(lab: Lab) -> None:
     neighbours = Neighbours.hostile(lab.simulator(), range(2), Attack("both", group=2))
     neighbours.poke()
     neighbours.pass_time(1000)
+    for lease in neighbours.leases:
+        lab.simulator().stop(lease)
     neighbours.close()
 
 

@@ -63,7 +63,7 @@ def _text(value: Any) -> str:
     return html.escape(str(value))
 
 
-_HEADS = {"experiment": 10, "claim": 26, "theirs or goal": 14, "ours": 17, "": 8, "where it differs, why": 25}  # widths
+_HEADS = {"experiment": 9, "claim": 24, "theirs or goal": 13, "ours": 15, "": 8, "where it differs, why": 31}  # widths
 _KINDS = ("What the paper says or its authors showed", "What this project set out to reach", "What others reached")
 
 

@@ -98,7 +98,6 @@ def demand_of(book: Book, settings: Settings, lease: Lease, new: Job | None = No
     return Demand(
         lease.lease, lease.tenant, lease.minimum, lease.maximum, len(lease.plan), waiting,
         first, latency, switch, busy_until, jobs, not settings.lend, leaves_at,
-        lease.switching is Switching.TASK,
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ class Demand(NamedTuple):
     the longer the most urgent one waits. ``latency_ns`` and ``switch_ns`` are of the model that is next: one inference,
     and to bring it onto other cores. ``busy_until`` is when the running job ends. ``jobs`` come in the order in which
     they will run. One that ``keeps`` has its minimum without work, too. One that works and switches between layers can
-    give cores up at ``leaves_at`` already; one that ``holds`` them switches between tasks only.
+    give cores up at ``leaves_at`` already.
     """
 
     lease: str
@@ -42,7 +42,6 @@ class Demand(NamedTuple):
     jobs: tuple[Work, ...] = ()
     keeps: bool = False
     leaves_at: int | None = None
-    holds: bool = False
 
 
 Shares = tuple[int, ...]
@@ -221,37 +220,16 @@ def _leaves(demand: Demand) -> int:
 
 
 def private_deadline(demands: Sequence[Demand], cores: int, now: int) -> Shares:
-    """The deal by which fewest promises are predictably broken, of three: as few cores as keep each deadline, with room
-    for who may come; the same without; and even shares. The first of those that are equal."""
+    """Of two deals that by which fewer promises are predictably broken: as few cores as keep each deadline, or even
+    shares. The first if they are equal."""
     if not any(demand.waiting for demand in demands):
         return _as_it_is(demands, cores)
-    roomy = _with_room(demands, cores)
-    best: Shares = ()
-    least = 0
-    for deal, seen in ((_economical, roomy), (_economical, demands), (private_even, demands)):
-        shares = deal(seen, cores, now)
-        broken = sum(late_promises(demands, shares, cores, now).values())
-        if not best or broken < least:
-            best, least = shares, broken
-        if not least:
-            break
-    return best
-
-
-def _with_room(demands: Sequence[Demand], cores: int) -> Sequence[Demand]:
-    """Where jobs hold their cores to their end, leases without work keep one if there is one: who comes with a deadline
-    begins at once and does not wait for a large network."""
-    room = cores - sum(max(demand.minimum, 1) for demand in demands if demand.waiting)
-    if room <= 0 or not any(demand.waiting and demand.holds for demand in demands):
-        return demands
-    kept = []
-    for demand in demands:
-        need = max(demand.minimum, 1)
-        if not demand.waiting and need <= room:
-            room -= need
-            demand = demand._replace(minimum=need, keeps=True)
-        kept.append(demand)
-    return kept
+    frugal = _economical(demands, cores, now)
+    broken = sum(late_promises(demands, frugal, cores, now).values())
+    if not broken:
+        return frugal
+    even = private_even(demands, cores, now)
+    return even if sum(late_promises(demands, even, cores, now).values()) < broken else frugal
 
 
 def _economical(demands: Sequence[Demand], cores: int, now: int) -> Shares:
