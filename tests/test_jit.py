@@ -4,7 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from numba.core import caching
+
 import corepool
+import corepool.jit
 
 ASK = "import corepool.jit, numba; print(numba.config.CACHE_DIR)"
 
@@ -44,3 +48,20 @@ def test_the_users_own_choice_is_kept(tmp_path):
     package = copy_of_the_package(tmp_path)
     assert cache_folder(package.parent, tmp_path, NUMBA_CACHE_DIR="/somewhere") == "/somewhere"
     assert cache_folder(package.parent, tmp_path, XDG_CACHE_HOME=str(tmp_path / "x")).startswith(str(tmp_path / "x"))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_two_processes_that_compile_one_function_get_their_own_code(tmp_path: Path, late: bool) -> None:
+    """The second has looked at the index before the first wrote it; the first may write its code last of all."""
+    first, second = (caching.IndexDataCacheFile(str(tmp_path), "f", "stamp") for _ in range(2))
+    waiting: list[tuple[str, object]] = []
+    if late:
+        first._save_data = lambda name, data: waiting.append((name, data))
+    second._load_index = dict
+    first.save("int", "code for int")
+    second.save("float", "code for float")
+    for name, data in waiting:
+        caching.IndexDataCacheFile._save_data(first, name, data)
+    anew = caching.IndexDataCacheFile(str(tmp_path), "f", "stamp")
+    assert anew.load("float") == "code for float"
+    assert anew.load("int") in (None, "code for int")

@@ -10,11 +10,13 @@ import hashlib
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core import caching
 
 _COMPILED = (b"njit", b"@hot", b"@inlined")  # what files with compiled functions hold
 _CONSTANTS = ("table.py", "tables.py", "rows.py")  # whose numbers compiled code has taken in
@@ -50,6 +52,20 @@ def _prepare() -> None:
     numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
 
 
+def _own_names() -> None:
+    """Give each piece of compiled code that is saved a file name of its own.
+
+    numba numbers the files of a function: two processes that compile it for different types at the same time both take
+    the first free number, and the code of one may then be found under the other's types. Whoever loads it crashes.
+    """
+
+    def data_name(self: Any, number: int) -> str:
+        return f"{self._index_name.removesuffix('.nbi')}.{number}-{uuid.uuid4().hex[:16]}.nbc"
+
+    caching.IndexDataCacheFile._data_name = data_name  # type: ignore[method-assign]
+
+
 _prepare()
+_own_names()
 
 njit: Callable[..., Any] = numba.njit
