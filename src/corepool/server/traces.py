@@ -5,7 +5,7 @@ It must not know transports. What is kept is bounded.
 
 from __future__ import annotations
 
-import os
+import random
 import re
 import threading
 import time
@@ -21,6 +21,7 @@ from corepool.server.tensors import shown
 
 KEPT = 1000
 
+_numbers = random.Random()  # asking the system each time would give the interpreter away for a while
 _IDENT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")  # of the request that is being answered
@@ -28,7 +29,7 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")  # of the req
 
 def ident_of(given: str) -> str:
     """The id of a request: the client's own, or a new one if that is none."""
-    return given if _IDENT.fullmatch(given) else os.urandom(8).hex()
+    return given if _IDENT.fullmatch(given) else f"{_numbers.getrandbits(64):016x}"
 
 
 @dataclass(frozen=True, slots=True)

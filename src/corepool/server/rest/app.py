@@ -23,13 +23,14 @@ from corepool.server.rest.control import PREFIX, lease_routes, model_routes
 from corepool.server.rest.errors import error_response, plain_error
 from corepool.server.rest.gate import BodyLimits, Gate, Scope
 from corepool.server.rest.operations import operations_routes
-from corepool.server.rest.protocol import inference_routes, not_found, protocol_routes
+from corepool.server.rest.protocol import InferenceFirst, inference_routes, not_found, protocol_routes
 from corepool.server.rest.tenancy import tenancy_routes
 
 
 def rest_app(parts: Parts, limits: BodyLimits, log: RequestLog) -> Gate:
     """The ASGI application."""
-    return Gate(bare_app(parts), limits, log, _is_upload)
+    app = InferenceFirst(bare_app(parts), parts.plane, Guard(parts.access))
+    return Gate(app, limits, log, _is_upload)
 
 
 def _is_upload(scope: Scope) -> bool:

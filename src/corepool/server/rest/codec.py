@@ -46,7 +46,7 @@ def load_json(data: bytes | memoryview) -> Any:
         raise RequestError(f"the body is not sound JSON: {error}") from None
 
 
-def read_request(model: str, version: str | None, body: bytes, header_length: str | None) -> Asked:
+def read_request(model: str, version: str | None, body: bytes | memoryview, header_length: str | None) -> Asked:
     """An inference request from its body; the header says where binary data begins. Raises RequestError."""
     view = memoryview(body)
     split = len(view)

@@ -9,8 +9,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from corepool.server.rest.direct import LEAST_BYTES, MOST_BYTES, Cycle, Rest, hand_over, room_for
 from corepool.server.rest.errors import error_body
 from corepool.server.settings import Limits
 
@@ -37,6 +39,7 @@ class _Connection(HttpToolsProtocol):
         self._late: asyncio.TimerHandle | None = None
         self._count = 0
         self._bytes = 0
+        self._rest = 0  # bytes that an inference's body still lacks, if it is one whose length is known
         self._complaint = ""
         self._refused = False
 
@@ -54,10 +57,12 @@ class _Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.parser is not None and not self._refused and not self.transport.is_closing():
             super().data_received(data)
+            if self._rest >= LEAST_BYTES:
+                self._read_directly()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._count = self._bytes = 0
+        self._count = self._bytes = self._rest = 0
         if self._late is None:
             self._wait_for_headers()
 
@@ -71,19 +76,47 @@ class _Connection(HttpToolsProtocol):
             self._refuse(f"the request has more than {self.limits.headers} headers")
         self._take(len(name) + len(value))
         super().on_header(name, value)
+        if len(name) == 14 and name.lower() == b"content-length" and value.isdigit():
+            self._rest = int(value[:20])
 
     def on_headers_complete(self) -> None:
         self._stop_waiting()
         super().on_headers_complete()
+        if self._rest > MOST_BYTES or not self.scope.get("path", "").endswith("/infer"):
+            self._rest = 0
+        elif self.cycle is not None:
+            self.cycle.__class__ = Cycle
 
     def on_body(self, body: bytes) -> None:
         """Let the application wait until the whole body is there, or a good piece: each waking costs."""
+        self._rest = max(self._rest - len(body), 0)
         if self.cycle.response_complete:
             return
         self.cycle.body += body
         if len(self.cycle.body) >= PIECE_BYTES:
             self.flow.pause_reading()
             self.cycle.message_event.set()
+
+    def _read_directly(self) -> None:
+        """Have the rest of the body written to where it stays."""
+        cycle, got = self.cycle, len(self.cycle.body)
+        closing = self._refused or self.transport.is_closing() or self.flow.read_paused or cycle.response_complete
+        if closing or not cycle.more_body or not isinstance(cycle, Cycle) or got >= PIECE_BYTES:
+            return
+        room = room_for(got + self._rest)
+        room[:got] = cycle.body
+        self._rest = 0
+
+        def done() -> None:
+            self.parser = httptools.HttpRequestParser(self)  # the old one waits for a body that it will never see
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            hand_over(self.transport, self)
+            if not cycle.response_complete:
+                cycle.whole = room
+                cycle.more_body = False
+                cycle.message_event.set()
+
+        hand_over(self.transport, Rest(self, room, got, done))
 
     def send_400_response(self, msg: str) -> None:
         self._answer(400, self._complaint or "this is not a sound HTTP request")

@@ -19,6 +19,7 @@ from corepool.server.rest.errors import error_response
 from corepool.server.traces import ident_of, request_id
 
 Message = MutableMapping[str, Any]
+Buffer = bytes | memoryview
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -177,11 +178,17 @@ class _Passage:
 
 async def read_body(receive: Receive) -> bytes:
     """The whole body. Raises what the gate's limits raise, and RequestError if the client left before its end."""
+    return bytes(await read_buffer(receive))
+
+
+async def read_buffer(receive: Receive) -> Buffer:
+    """As ``read_body``, without a copy if it came in one piece."""
     message = await receive()
     if message["type"] != "http.request":
         raise RequestError("the client left before the end of the body")
     if not message.get("more_body", False):
-        return bytes(message.get("body", b""))
+        whole: Buffer = message.get("body", b"")
+        return whole
     parts = [message.get("body", b"")]
     while message.get("more_body", False):
         message = await receive()
@@ -191,7 +198,7 @@ async def read_body(receive: Receive) -> bytes:
     return b"".join(parts)
 
 
-def unpacked(body: bytes, encoding: str | None, limit: int) -> bytes:
+def unpacked(body: Buffer, encoding: str | None, limit: int) -> Buffer:
     """A body as it was before compression. Raises TooLargeError rather than unpack more than ``limit`` bytes,
     RequestError for data that are not what the header says, UnsupportedError for another encoding."""
     if encoding is None or encoding.lower() == "identity":

@@ -15,14 +15,14 @@ from pydantic_core import to_json as write_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from corepool.errors import NotFoundError, RequestError, UnavailableError
+from corepool.errors import CorepoolError, NotFoundError, RequestError, UnavailableError
 from corepool.server.api import Identity, ModelInfo, TensorInfo
 from corepool.server.dataplane import DataPlane
 from corepool.server.rest import schemas
 from corepool.server.rest.codec import HEADER_LENGTH, load_json, read_request, write_response
 from corepool.server.rest.context import Guard, role
-from corepool.server.rest.errors import schema
-from corepool.server.rest.gate import read_body, unpacked, until_gone
+from corepool.server.rest.errors import error_response, schema
+from corepool.server.rest.gate import Application, Receive, Scope, Send, read_body, read_buffer, unpacked, until_gone
 from corepool.server.tensors import shown
 
 Result = TypeVar("Result")
@@ -202,11 +202,44 @@ def inference_routes(plane: DataPlane, guard: Guard) -> APIRouter:
     return router
 
 
+class InferenceFirst:
+    """ASGI middleware that takes inferences straight to their function: finding a route among all costs more than all
+    else that a framework does for them. The routes above stay, for the document and for other methods."""
+
+    def __init__(self, app: Application, plane: DataPlane, guard: Guard) -> None:
+        self._app = app
+        self._plane = plane
+        self._guard = guard
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        named = _inference(scope) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if named is None:
+            await self._app(scope, receive, send)
+            return
+        scope["path_params"] = named
+        request = Request(scope, receive, send)
+        try:
+            response = await _infer(self._plane, await self._guard.tenant(request), request)
+        except CorepoolError as error:
+            response = error_response(error)
+        await response(scope, receive, send)
+
+
+def _inference(scope: Scope) -> dict[str, str] | None:
+    """The model, and perhaps the version, that the path of an inference names; None for other paths."""
+    match scope["path"].split("/"):
+        case ["", "v2", "models", model, "infer"] if model:
+            return {"model": model}
+        case ["", "v2", "models", model, "versions", version, "infer"] if model and version:
+            return {"model": model, "version": version}
+    return None
+
+
 async def _infer(plane: DataPlane, who: Identity, request: Request) -> Response:
     name, version = _named(request)
     scope, headers = request.scope, request.headers
     limit = min(scope["server_limit"], scope["body_limit"])
-    body = unpacked(await read_body(request.receive), headers.get("content-encoding"), limit)
+    body = unpacked(await read_buffer(request.receive), headers.get("content-encoding"), limit)
     asked = read_request(name, version, body, headers.get(HEADER_LENGTH))
     result = await _unless_gone(plane.infer(who, asked.request), request)
     text, split = write_response(asked, result)
