@@ -64,6 +64,13 @@ class Crew(Protocol):
         ...
 
 
+class _Here(threading.local):
+    """Of a thread: the pool that it works for, and the job that it is to do next."""
+
+    pool: ThreadPoolExecutor | None = None
+    next: Callable[[], None] | None = None
+
+
 class Pilot:
     """All methods may be called from any thread. ``checked``: the hypervisor's invariants are checked at every event,
     and a broken one raises AssertionError: for tests."""
@@ -90,6 +97,7 @@ class Pilot:
         self._ticking = False
         self._stopped = False
         self._pool = ThreadPoolExecutor(settings.cores + 4, thread_name_prefix="card")
+        self._here = _Here()
         self._crowd = ThreadPoolExecutor(settings.cores, thread_name_prefix="crowd", initializer=_step_back)
         self.relink_ns: dict[str, int] = {}  # lease: what its latest programming took, until a job is charged for it
 
@@ -233,12 +241,29 @@ class Pilot:
                         self._changed.notify_all()
 
         def begin() -> None:
+            chosen, here = pool or self._pool, self._here
+            if here.pool is chosen and here.next is None and function == self._run:
+                here.next = on_thread  # what this thread does is about to end: waking another would take longer
+                return
             try:
-                (pool or self._pool).submit(on_thread)
+                chosen.submit(self._work, chosen, on_thread)
             except RuntimeError:  # shut down meanwhile
                 self._busy -= 1
 
         return begin
+
+    def _work(self, pool: ThreadPoolExecutor, call: Callable[[], None]) -> None:
+        """On a thread of a pool: a task, and the job that it may have left for this thread."""
+        here = self._here
+        here.pool = pool
+        try:
+            while True:
+                call()
+                if here.next is None:
+                    return
+                call, here.next = here.next, None
+        finally:
+            here.pool = None
 
     def _ended(self, action: ac.JobEnded) -> None:
         answer = None if self.crew is None else self.crew.ended(action, self._faults.get(action.lease, ""))
