@@ -1,8 +1,9 @@
 """Request rate of the server against a bare FastAPI echo of the same tensor, both in one run.
 
 Prints one line a round and the ratio of the medians; --json writes all figures. Rounds of both alternate, so that
-whatever else the machine does falls on both. The device time of the model is negligible: what is measured is the way
-of 1 x 3 x 224 x 224 float32 values, in binary, through HTTP, the data plane, the engine and back.
+whatever else the machine does falls on both. The device time of the model is negligible, what simulating it takes is
+not: what is measured is the way of 1 x 3 x 224 x 224 float32 values, in binary, through HTTP, the data plane, the
+engine and back.
 """
 
 from __future__ import annotations
@@ -39,32 +40,39 @@ uvicorn.Server(config).run([listener])
 """
 
 
-def make_package(path: Path, config_name: str) -> None:
-    """A convolution of every 14th pixel of every 14th row: [1, 3, 224, 224] float32 in, [1, 8, 16, 16] float32 out."""
-    from corepool.compiler.static.compile import compile_graph
-    from corepool.compiler.static.graph import Conv, Graph, Port, Requant, Tensor
+def make_package(path: Path, config_name: str, stride: int) -> None:
+    """A small network from ONNX: a 3x3 convolution to 8 channels, ReLU, global average, 10 scores."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from corepool.compiler.static import compile_model
     from corepool.config import preset
 
     random = np.random.default_rng(1)
-    layer = Conv(
-        name="thin",
-        input="x",
-        output="y",
-        weight=random.integers(-127, 128, (8, 3, 1, 1)).astype(np.int8),
-        requant=Requant(np.zeros(8, np.int32), np.full(8, 40000, np.int64), np.full(8, 22, np.int64), 0),
-        stride=(14, 14),
-        pad_value=0,
+    values = {
+        "w": random.normal(0, 0.2, (8, 3, 3, 3)),
+        "b": random.normal(0, 0.1, 8),
+        "v": random.normal(0, 0.3, (10, 8)),
+        "c": np.zeros(10),
+    }
+    nodes = [
+        helper.make_node("Conv", ["input", "w", "b"], ["conv"], strides=[stride] * 2, pads=[1] * 4),
+        helper.make_node("Relu", ["conv"], ["relu"]),
+        helper.make_node("GlobalAveragePool", ["relu"], ["pool"]),
+        helper.make_node("Flatten", ["pool"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "v", "c"], ["output"], transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, SHAPE)],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, (1, 10))],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in values.items()],
     )
-    axes = ((), ("c",), ("h",), ("w",))
-    graph = Graph(
-        name="thin",
-        tensors={"x": Tensor("x", 3, 224, 224, 0.02, 0), "y": Tensor("y", 8, 16, 16, 0.1, 0)},
-        layers=[layer],
-        inputs=[Port("input", "x", SHAPE, axes, "float32")],
-        outputs=[Port("output", "y", (1, 8, 16, 16), axes, "float32")],
-    )
-    config = preset(config_name)
-    compile_graph(graph, config).package.save(path, config)
+    file = path.with_suffix(".onnx")
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), file)
+    samples = random.normal(0, 1, (4, *SHAPE[1:])).astype(np.float32)
+    compile_model(file, preset(config_name), {"input": samples}).save(path)
 
 
 def ask(url: str, method: str, path: str, key: str, body: Any = None) -> Any:
@@ -93,7 +101,7 @@ def start(folder: Path, config: str) -> tuple[subprocess.Popen[str], int, str, s
     port, admin = int(found[1]), (folder / "state" / "admin.key").read_text().strip()
     url = f"http://127.0.0.1:{port}"
     key = ask(url, "POST", "/v2/corepool/tenants", admin, {"name": "bench", "quota_cores": 4})["key"]
-    made = ask(url, "PUT", "/v2/corepool/models/thin/versions/1/model", key, (folder / "thin.cpk").read_bytes())
+    made = ask(url, "PUT", "/v2/corepool/models/small/versions/1/model", key, (folder / "small.cpk").read_bytes())
     while made["state"] in ("queued", "running"):
         time.sleep(0.2)
         made = ask(url, "GET", f"/v2/corepool/compilations/{made['id']}", key)
@@ -113,7 +121,7 @@ def requests(key: str) -> tuple[bytes, bytes]:
         return head.encode() + body
 
     auth = f"Authorization: Bearer {key}\r\nInference-Header-Content-Length: {len(text)}\r\n"
-    return http("/v2/models/thin/infer", auth, text + tensor), http("/echo", "", tensor)
+    return http("/v2/models/small/infer", auth, text + tensor), http("/echo", "", tensor)
 
 
 async def rate(port: int, request: bytes, seconds: float, in_flight: int) -> float:
@@ -153,7 +161,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_package(folder / "thin.cpk", options.config)
+        make_package(folder / "small.cpk", options.config, options.stride)
         echo = subprocess.Popen([sys.executable, "-c", ECHO], stdout=subprocess.PIPE, text=True)
         server = None
         try:
@@ -163,7 +171,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             infer_request, echo_request = requests(key)
             rows = []
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(rate(port, infer_request, 3, options.in_flight))  # everything is loaded and compiled
+                runner.run(rate(port, infer_request, 3, options.in_flight))  # everysmallg is loaded and compiled
                 for number in range(options.rounds):
                     row = {}
                     for kind, process, at, request in (
@@ -193,6 +201,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "ratio": infer_rate / echo_rate,
         "in_flight": options.in_flight,
         "config": options.config,
+        "stride": options.stride,
         "processors": os.cpu_count(),
     }
 
@@ -204,6 +213,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--in-flight", type=int, default=8)
     parser.add_argument("--config", default="u200")
+    parser.add_argument("--stride", type=int, default=4, help="of the network's convolution")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     options = parser.parse_args()
     result = measure(options)
