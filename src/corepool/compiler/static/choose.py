@@ -7,6 +7,8 @@ them. So tilings are first chosen layer by layer, and then changed one at a time
 
 from __future__ import annotations
 
+from math import isqrt
+
 import numpy as np
 
 from corepool.compiler.dynamic import link
@@ -23,6 +25,11 @@ from corepool.config import HardwareConfig
 LAYERS_PER_COST = 24  # see ``instruction_cost``
 FURTHEST_PRODUCER = 4  # layers before a layer that are priced with it
 ROUNDS = 2  # over all layers; later ones change little
+# Pairs of layers, on the whole card: that many tilings of each are tried with each other. All instructions of a network
+# are priced about five times for each pair, so this is for small ones; the others would take too long.
+MOST_NEAR, FEWEST_NEAR = 32, 28
+PRICED = 20_000_000  # instructions that may be priced, a fifth of them: some seconds
+PAIR_ROUNDS = 3
 IDLE_GAIN = 64  # idle cores must promise to save more than a 64th of the time: about what the model errs by
 
 
@@ -84,6 +91,14 @@ def choose(package: ModelPackage, config: HardwareConfig) -> Int32Array:
             other = _improve(tables, where, first, producers, idle, m, ROUNDS, *scratch)
             if other + other // IDLE_GAIN >= cycles:
                 choice[:, cores - 1] = found
+        most = min(isqrt(PRICED // int(package.stream_bound[cores - 1])), MOST_NEAR)
+        if cores == config.cores and most >= FEWEST_NEAR:
+            near = np.zeros((2, 2, most), np.int64)
+            free = np.append(machine(config), 0)  # short streams: their instructions need not save anything
+            _improve(tables, where, first, producers, idle, free, ROUNDS, *scratch)
+            for _ in range(PAIR_ROUNDS):
+                if not _improve_pairs(tables, where, free, *scratch, near):
+                    break
     return choice
 
 
@@ -158,3 +173,74 @@ def _improve(
     cycles = _cost(0, len(layers), t, where, m, state, out, words, fields, starts, places, ends, prices, rings)
     m[len(m) - 1] = instruction
     return cycles
+
+
+@hot
+def _nearest(
+    one: int, begin: int, end: int, t: Tables, where: Place, m: IntArray, state: State, out: Rows, words: Words,
+    fields: IntArray, starts: Int32Array, places: IntArray, ends: IntArray, prices: IntArray, rings: IntArray,
+    near: IntArray,
+) -> int:  # fmt: skip
+    """The tilings of a layer that cost least while all others stay, its own left out: fills ``near`` [2, most] with
+    number and cost, the cheapest first; returns how many."""
+    column, most = len(where.bank_of) - 1, near.shape[1]
+    count = 0
+    for candidate in range(t.layers[one].tilings):
+        if candidate == t.choice[one, column]:
+            continue
+        deal_layer(one, candidate, t.layers, t.tilings, t.ifps, where.bank_of, state.latency, state.dealt, state.boxes)
+        cost = _cost(begin, end, t, where, m, state, out, words, fields, starts, places, ends, prices, rings)
+        at = count
+        while at > 0 and near[1, at - 1] > cost:
+            if at < most:
+                near[0, at], near[1, at] = near[0, at - 1], near[1, at - 1]
+            at -= 1
+        if at < most:
+            near[0, at], near[1, at] = candidate, cost
+            count = min(count + 1, most)
+    own = t.choice[one, column]
+    deal_layer(one, own, t.layers, t.tilings, t.ifps, where.bank_of, state.latency, state.dealt, state.boxes)
+    return count
+
+
+@hot
+def _improve_pairs(
+    t: Tables, where: Place, m: IntArray, state: State, out: Rows, words: Words, fields: IntArray, starts: Int32Array,
+    places: IntArray, ends: IntArray, prices: IntArray, rings: IntArray, near: IntArray,
+) -> int:  # fmt: skip
+    """Try to change two layers that follow each other at once: how one is cut decides which banks the other's result
+    goes to, so neither may be worth changing alone. ``near`` [2, 2, most] is scratch; most: tilings tried of each.
+    Returns the number of changes."""
+    layers, tilings, ifps, bank_of = t.layers, t.tilings, t.ifps, where.bank_of
+    latency, dealt, boxes = state.latency, state.dealt, state.boxes
+    column, changes = len(bank_of) - 1, 0
+    for layer in range(1, len(layers)):
+        before = layer - 1
+        begin, end = max(before - 2, 0), min(layer + 3, len(layers))
+        own = t.choice[before, column], t.choice[layer, column]
+        if own[0] >= IDLE or own[1] >= IDLE:
+            continue
+        lowest = _cost(begin, end, t, where, m, state, out, words, fields, starts, places, ends, prices, rings)
+        counts = (
+            _nearest(
+                before, begin, end, t, where, m, state, out, words, fields, starts, places, ends, prices, rings,
+                near[0],
+            ),
+            _nearest(
+                layer, begin, end, t, where, m, state, out, words, fields, starts, places, ends, prices, rings, near[1]
+            ),
+        )  # fmt: skip
+        best = own
+        for i in range(counts[0]):
+            deal_layer(before, near[0, 0, i], layers, tilings, ifps, bank_of, latency, dealt, boxes)
+            for j in range(counts[1]):
+                deal_layer(layer, near[1, 0, j], layers, tilings, ifps, bank_of, latency, dealt, boxes)
+                cost = _cost(begin, end, t, where, m, state, out, words, fields, starts, places, ends, prices, rings)
+                if cost < lowest:
+                    best, lowest = (np.int32(near[0, 0, i]), np.int32(near[1, 0, j])), cost
+        deal_layer(before, best[0], layers, tilings, ifps, bank_of, latency, dealt, boxes)
+        deal_layer(layer, best[1], layers, tilings, ifps, bank_of, latency, dealt, boxes)
+        if best != own:
+            t.choice[before, column], t.choice[layer, column] = best
+            changes += 1
+    return changes
