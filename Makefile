@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-slow test-long rtl-network rtl-network-long check format docs areas bench bench-server clean distclean
+.PHONY: help install demo test test-slow test-long rtl-network rtl-network-long check format docs areas bench bench-server evaluate clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -71,6 +71,9 @@ areas: $(STAMP) ## synthesise u200 and tiny, place and route for ECP5 (an hour o
 
 bench: $(STAMP) ## measure; results go to bench/out as JSON
 	$(PY) bench/run.py
+
+evaluate: $(STAMP) ## the experiments on sharing; report in build/evaluation, its table into README.md
+	$(PY) -m corepool evaluate all -o build/evaluation --into README.md
 
 bench-server: $(STAMP) ## request rate of the server against a bare echo, in one run
 	$(PY) bench/server.py
