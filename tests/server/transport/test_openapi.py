@@ -156,7 +156,7 @@ def test_sound_answers_are_as_the_protocols_documents_say(
         path_parameters={key: value for key, value in values.items() if f"{{{key}}}" in path},
         **({} if body is None else {"body": body, "media_type": "application/json"}),
     )
-    answer = case.call(base_url=service.url, headers=bearer("alice"))
+    answer = case.call(base_url=service.url, headers=bearer("alice"), timeout=300)  # loading compiles
     assert answer.status_code == 200, answer.text
     case.validate_response(answer, checks=(*PROTOCOLS, status_code_conformance))
 
