@@ -19,7 +19,7 @@ from corepool.device.base import Device, Fault
 from corepool.device.rtl import RtlDevice
 from corepool.device.simulator import Simulator
 from corepool.isa.table import Opcode
-from support.campaign import WATCHDOG, Case, cases, observe
+from support.campaign import MISTAKES, WATCHDOG, Case, cases, observe
 
 TINY = replace(preset("tiny"), watchdog_cycles=WATCHDOG)
 SHORT, LONG, SHARDS = 500, 20_000, 4
@@ -33,8 +33,20 @@ def devices() -> tuple[Device, Device]:
 
 
 def campaign(number: int, start: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """So many cases from a seed, the same in every run; what differs is shrunk and printed."""
-    run, faults, opcodes = 0, set[Fault](), set[Opcode]()
+    """So many cases from a seed, in equal lots for each mistake; what differs is shrunk and printed."""
+    faults, opcodes = set[Fault](), set[Opcode]()
+    size = -(-number // len(MISTAKES))
+    lots = enumerate(MISTAKES, start * len(MISTAKES))
+    run = sum(lot(size, index, mistake, faults, opcodes) for index, mistake in lots)
+    with capsys.disabled():
+        sys.stdout.write(f" {run} random cases on simulator and hardware, no difference\n")
+    assert run >= number
+    assert number < SHORT or (faults, opcodes) == (set(Fault) - {Fault.BUS}, set(Opcode))
+
+
+def lot(number: int, start: int, mistake: str, faults: set[Fault], opcodes: set[Opcode]) -> int:
+    """Compares that many cases; adds the faults and opcodes that occurred; returns how many cases were run."""
+    run = 0
 
     @seed(start)
     @settings(
@@ -43,7 +55,7 @@ def campaign(number: int, start: int, capsys: pytest.CaptureFixture[str]) -> Non
         derandomize=False,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
     )
-    @given(case=cases(TINY))
+    @given(case=cases(TINY, mistake))
     def agree(case: Case) -> None:
         nonlocal run
         run += 1
@@ -55,10 +67,7 @@ def campaign(number: int, start: int, capsys: pytest.CaptureFixture[str]) -> Non
         assert hardware.errors() == 0  # type: ignore[attr-defined]
 
     agree()
-    with capsys.disabled():
-        sys.stdout.write(f" {run} random cases on simulator and hardware, no difference\n")
-    assert run >= number
-    assert number < SHORT or (faults, opcodes) == (set(Fault) - {Fault.BUS}, set(Opcode))
+    return run
 
 
 def test_random_streams(capsys: pytest.CaptureFixture[str]) -> None:

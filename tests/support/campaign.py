@@ -25,7 +25,7 @@ from support import core_programs, programs
 
 COMPUTING = (Opcode.CONV, Opcode.DWCONV, Opcode.POOL, Opcode.ADD, Opcode.MUL)
 WATCHDOG = 3000  # cycles; the longest instruction that is drawn takes less
-MISTAKES = (*[""] * 14, "noise", "noise", "no end", "foreign sync", "tokens")
+MISTAKES = ("", "noise", "no end", "foreign sync", "tokens", "stuck")
 _SYNC = Opcode.SYNC
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
@@ -111,8 +111,8 @@ def _decoded(word: bytes) -> tuple[Opcode, dict[str, int]]:
 
 
 @st.composite
-def cases(draw: Draw, config: HardwareConfig) -> Case:
-    """One to three leases that share out some of the cores in any way."""
+def cases(draw: Draw, config: HardwareConfig, mistake: str = "") -> Case:
+    """One to three leases that share out some of the cores in any way; some streams make the ``mistake``."""
     free = draw(st.permutations(range(config.cores)))
     tenants = []
     for _ in range(draw(_whole(1, 3))):
@@ -121,15 +121,15 @@ def cases(draw: Draw, config: HardwareConfig) -> Case:
         count = draw(_whole(1, len(free)))
         cores, free = tuple(free[:count]), free[count:]
         rng = Drawn(draw)
-        tenants.append(orderly(rng, config, cores) if draw(st.booleans()) else _wild(rng, config, cores))
+        tenants.append(orderly(rng, config, cores) if draw(st.booleans()) else _wild(rng, config, cores, mistake))
     return Case(tuple(tenants))
 
 
-def _wild(rng: Random, config: HardwareConfig, cores: tuple[int, ...]) -> Tenant:
+def _wild(rng: Random, config: HardwareConfig, cores: tuple[int, ...], likely: str) -> Tenant:
     """Races, tokens, mistakes; the window may end just before or behind something that is asked for."""
     streams = list(programs.streams(rng, config, list(cores), length=6, mistakes=0.5))  # type: ignore[arg-type]
     for index, stream in enumerate(streams):
-        words, mistake = _words(stream), rng.choice(MISTAKES)
+        words, mistake = _words(stream), likely if rng.random() < 0.5 else ""
         place = int(rng.integers(0, len(words)))
         if mistake == "noise":
             words[place] = bytes(rng.integers(0, 256, INSTRUCTION_BYTES, np.uint8))
@@ -138,7 +138,9 @@ def _wild(rng: Random, config: HardwareConfig, cores: tuple[int, ...]) -> Tenant
         elif mistake == "foreign sync":
             words[place] = encode(_SYNC, cores=int(rng.integers(1, 1 << config.cores)))
         elif mistake == "tokens":
-            words[place:place] = [encode(Opcode.LOAD, rows=1, blocks=1, pixels=1, raise_next=1)] * 256
+            words[:0] = [encode(Opcode.LOAD, rows=1, blocks=1, pixels=1, raise_next=1)] * 256
+        elif mistake == "stuck":
+            words.insert(place, encode(Opcode.LOAD, rows=1, blocks=1, pixels=1, wait_next=1))
         streams[index] = b"".join(words)
     room = _room(streams)
     streams = [b"".join(_moved(word, room) for word in _words(stream)) for stream in streams]
