@@ -87,6 +87,19 @@ def _lay_row(codes: Int8s, shift: Int, stride: Int, outside: Int, source_width: 
             target[x] |= np.uint64(np.uint8(source[stride * x])) << at
 
 
+@_compiled
+def _quantise_and_lay(
+    source: Floats, scales: tuple[Float, Float, Float, Float], codes: Int8s,
+    fold: tuple[Int, Int, Int, Int, Int], channels: Int, row: Words, words: Words,
+) -> Int:  # fmt: skip
+    """Both in one go, so that the interpreter is given away once. Returns how many values were NaN."""
+    scale, low, high, zero_point = scales
+    bad = _quantise(source.reshape(-1), scale, low, high, zero_point, codes.reshape(-1))
+    if not bad:
+        _lay(codes, fold, channels, row, words)
+    return bad
+
+
 class Packer:
     """Packs arrays for one port, again and again into the same memory. Not safe from several threads at once."""
 
@@ -95,6 +108,7 @@ class Packer:
         unit = np.dtype(np.uint64 if port.block % 8 == 0 else np.uint32 if port.block % 4 == 0 else np.uint8)
         blocks = -(-port.channels // port.block)
         self._words = np.zeros((blocks, port.height, port.width, port.block // unit.itemsize), unit)
+        self._bytes = self._words.reshape(-1).view(np.uint8)
         self._codes = np.zeros(port.map_shape, np.int8)
         self._row = np.zeros(port.width, unit)
         fold = port.fold or HostFold(port.channels, port.width, 1, 1, 1, 0, 0)
@@ -107,12 +121,13 @@ class Packer:
         for NaN."""
         source = np.ascontiguousarray(to_map(array, self.port.axes, self.port.map_shape))
         if self.port.dtype == "float32":
-            if _quantise(source.reshape(-1), *self._scales, self._codes.reshape(-1)):
+            room = self._fold, self.port.channels, self._row, self._words
+            if _quantise_and_lay(source, self._scales, self._codes, *room):
                 raise InputError(f"wrong input: {self.port.name!r} holds NaN; expected: {self.port.text}")
-            codes = self._codes
-        elif self.port.dtype == "uint8":
+            return self._bytes
+        if self.port.dtype == "uint8":
             codes = np.bitwise_xor(source, np.uint8(0x80), out=self._codes.view(np.uint8)).view(np.int8)
         else:
             codes = source
         _lay(codes, self._fold, self.port.channels, self._row, self._words)
-        return self._words.reshape(-1).view(np.uint8)
+        return self._bytes

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from corepool import __version__
 from corepool.errors import CorepoolError, NotFoundError, RequestError, TooManyRequestsError, UnavailableError
-from corepool.server.api import Identity, Inference, Inferred, InferRequest, ModelInfo, ModelState
+from corepool.server.api import Identity, Inference, Inferred, InferRequest, ModelInfo, ModelState, TensorInfo
 from corepool.server.statistics import ModelStatistics, Statistics
-from corepool.server.tensors import datatype_of, shown
+from corepool.server.tensors import Array, datatype_of, shown
 
 SERVER_NAME = "corepool"
 EXTENSIONS = (
@@ -162,7 +164,7 @@ class DataPlane:
         begin = time.perf_counter_ns()
         self._observer.started(who, request)
         try:
-            result = await asyncio.wrap_future(self._inference.submit(who, request))
+            result = await _answer(self._inference.submit(who, request))
         except BaseException as error:
             self._failed(who, request, info, error, time.perf_counter_ns() - begin)
             raise
@@ -208,6 +210,30 @@ class DataPlane:
             raise UnavailableError("the server is shutting down: ask another one")
 
 
+async def _answer(future: Future[Inferred]) -> Inferred:
+    """As ``asyncio.wrap_future`` does it, with fewer steps. Cancelling cancels the future."""
+    loop = asyncio.get_running_loop()
+    waiter: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    def done(_: Future[Inferred]) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(wake)
+
+    future.add_done_callback(done)
+    try:
+        await waiter
+    except asyncio.CancelledError:
+        future.cancel()
+        raise
+    if future.cancelled():
+        raise asyncio.CancelledError
+    return future.result()
+
+
 def check_request(info: ModelInfo, request: InferRequest) -> None:
     """Raise unless the model is ready and the request names its tensors with their types and shapes.
 
@@ -216,6 +242,12 @@ def check_request(info: ModelInfo, request: InferRequest) -> None:
     if info.state is not ModelState.READY:
         why = f": {info.reason}" if info.reason else ""
         raise UnavailableError(f"model {shown(info.name)} version {info.version} is {info.state.value}{why}")
+    if (
+        request.outputs is None
+        and len(request.inputs) == len(info.inputs)
+        and all(tensor.name in request.inputs and _fits(request.inputs[tensor.name], tensor) for tensor in info.inputs)
+    ):
+        return
     wrong: list[str] = []
     known = {tensor.name: tensor for tensor in info.inputs}
     wrong += [f"there is no input {shown(name)}" for name in request.inputs if name not in known]
@@ -223,7 +255,7 @@ def check_request(info: ModelInfo, request: InferRequest) -> None:
         array = request.inputs.get(name)
         if array is None:
             wrong.append(f"input {shown(name)} is missing")
-        elif array.shape != tensor.shape or datatype_of(array) != tensor.datatype:
+        elif not _fits(array, tensor):
             have = f"{datatype_of(array)} {list(array.shape)}"
             wrong.append(f"input {shown(name)} is {have} instead of {tensor.datatype} {list(tensor.shape)}")
     if request.outputs is not None:
@@ -231,6 +263,10 @@ def check_request(info: ModelInfo, request: InferRequest) -> None:
         wrong += [f"there is no output {shown(name)}" for name in request.outputs if name not in made]
     if wrong:
         raise RequestError(f"model {shown(info.name)}: {'; '.join(wrong[:20])}")
+
+
+def _fits(array: Array, tensor: TensorInfo) -> bool:
+    return array.shape == tensor.shape and datatype_of(array) == tensor.datatype
 
 
 def describe(error: BaseException) -> str:

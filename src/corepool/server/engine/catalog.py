@@ -50,6 +50,11 @@ class Loaded:
         return users_inputs(self.package, self.config.channels)
 
     @cached_property
+    def wanted(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+        """Types and shapes of what users send, by name."""
+        return {port.name: (np.dtype(port.dtype), port.shape) for port in self.ports}
+
+    @cached_property
     def inputs(self) -> tuple[TensorInfo, ...]:
         return tuple(TensorInfo(port.name, DATATYPES[port.dtype], port.shape) for port in self.ports)
 
@@ -123,6 +128,7 @@ class Version:
     reason: str = ""
     loaded: Loaded | None = None
     window_bytes: int = 0
+    told: tuple[tuple[Any, ...], ModelInfo] | None = None  # what users were told last, and what that was made of
 
 
 class Catalog:
@@ -197,7 +203,10 @@ class Catalog:
             held = self._models.get((version.tenant, version.name), {version.version: version})
             versions = tuple(sorted(held, key=order_of))
         loaded = version.loaded
-        return ModelInfo(
+        told, key = version.told, (versions, version.state, version.reason, None if loaded is None else loaded.key)
+        if told is not None and told[0] == key:
+            return told[1]
+        made = ModelInfo(
             version.name,
             version.version,
             versions,
@@ -206,6 +215,8 @@ class Catalog:
             inputs=() if loaded is None else loaded.inputs,
             outputs=() if loaded is None else loaded.outputs,
         )
+        version.told = key, made
+        return made
 
 
 def order_of(version: str) -> tuple[int, int, str]:

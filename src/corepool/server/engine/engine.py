@@ -444,6 +444,13 @@ class Engine:
 
 def _check(loaded: Loaded, request: InferRequest) -> None:
     """Names, types and shapes of the inputs, and names of outputs. Raises InputError that lists what is wrong."""
+    given, wanted = request.inputs, loaded.wanted
+    if (
+        request.outputs is None
+        and given.keys() == wanted.keys()
+        and all((given[name].dtype, given[name].shape) == each for name, each in wanted.items())
+    ):
+        return
     found = []
     ports = {port.name: port for port in loaded.ports}
     for name in request.inputs:

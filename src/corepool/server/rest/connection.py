@@ -53,6 +53,8 @@ class _Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
+        if isinstance(self.cycle, Cycle) and self.cycle.disconnected and self.cycle.left is not None:
+            self.cycle.left()
 
     def data_received(self, data: bytes) -> None:
         if self.parser is not None and not self._refused and not self.transport.is_closing():
@@ -86,6 +88,7 @@ class _Connection(HttpToolsProtocol):
             self._rest = 0
         elif self.cycle is not None:
             self.cycle.__class__ = Cycle
+            self.scope["cycle"] = self.cycle  # type: ignore[typeddict-unknown-key]
 
     def on_body(self, body: bytes) -> None:
         """Let the application wait until the whole body is there, or a good piece: each waking costs."""

@@ -17,9 +17,11 @@ MOST_BYTES = 2 << 20  # of a body: room for the whole of it is set aside before 
 
 
 class Cycle(RequestResponseCycle):
-    """A request and its answer; a body that came this way is handed on as it is, as a memoryview."""
+    """A request and its answer; a body that came this way is handed on as it is, as a memoryview. ``left`` is called if
+    the client leaves before the answer is complete."""
 
     whole: memoryview | None = None
+    left: Callable[[], None] | None = None
 
     async def receive(self) -> Any:
         message = await super().receive()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import APIRouter
@@ -254,14 +255,12 @@ async def _unless_gone(work: Coroutine[Any, Any, Result], request: Request) -> R
     assert task is not None
     left = False
 
-    def stop(leaving: asyncio.Task[None]) -> None:
+    def stop() -> None:
         nonlocal left
-        if not leaving.cancelled():
-            left = True
-            task.cancel()
+        left = True
+        task.cancel()
 
-    leaving = asyncio.create_task(until_gone(request.receive))
-    leaving.add_done_callback(stop)
+    watched = _watch(request, stop)
     try:
         return await work
     except asyncio.CancelledError:
@@ -270,8 +269,30 @@ async def _unless_gone(work: Coroutine[Any, Any, Result], request: Request) -> R
         task.uncancel()
         raise RequestError("the client left") from None
     finally:
-        leaving.remove_done_callback(stop)
+        watched()
+
+
+def _watch(request: Request, stop: Callable[[], None]) -> Callable[[], None]:
+    """Have a function called when the client leaves; returns what ends that."""
+    cycle = request.scope.get("cycle")
+    if cycle is not None:  # the connection tells, which costs next to nothing
+        if cycle.disconnected:
+            stop()
+        cycle.left = stop
+        return partial(setattr, cycle, "left", None)
+
+    def gone(leaving: asyncio.Task[None]) -> None:
+        if not leaving.cancelled():
+            stop()
+
+    leaving = asyncio.create_task(until_gone(request.receive))
+    leaving.add_done_callback(gone)
+
+    def end() -> None:
+        leaving.remove_done_callback(gone)
         leaving.cancel()
+
+    return end
 
 
 async def _optional_object(request: Request) -> dict[str, Any]:
