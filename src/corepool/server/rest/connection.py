@@ -39,6 +39,7 @@ class _Connection(HttpToolsProtocol):
         self._late: asyncio.TimerHandle | None = None
         self._count = 0
         self._bytes = 0
+        self._first = b""  # the beginning of such a body
         self._rest = 0  # bytes that an inference's body still lacks, if it is one whose length is known
         self._complaint = ""
         self._refused = False
@@ -61,6 +62,7 @@ class _Connection(HttpToolsProtocol):
             super().data_received(data)
             if self._rest >= LEAST_BYTES:
                 self._read_directly()
+            self._keep_first()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -95,19 +97,31 @@ class _Connection(HttpToolsProtocol):
         self._rest = max(self._rest - len(body), 0)
         if self.cycle.response_complete:
             return
+        self._keep_first()
+        if self._rest >= LEAST_BYTES and not self.cycle.body and len(body) < PIECE_BYTES:
+            self._first = body  # it may be copied straight to where the rest goes
+            return
         self.cycle.body += body
         if len(self.cycle.body) >= PIECE_BYTES:
             self.flow.pause_reading()
             self.cycle.message_event.set()
 
+    def _keep_first(self) -> None:
+        """The body's first piece goes where pieces go."""
+        if self._first:
+            self.cycle.body += self._first
+            self._first = b""
+
     def _read_directly(self) -> None:
         """Have the rest of the body written to where it stays."""
-        cycle, got = self.cycle, len(self.cycle.body)
+        cycle, first = self.cycle, self._first or self.cycle.body
+        got = len(first)
         closing = self._refused or self.transport.is_closing() or self.flow.read_paused or cycle.response_complete
         if closing or not cycle.more_body or not isinstance(cycle, Cycle) or got >= PIECE_BYTES:
             return
         room = room_for(got + self._rest)
-        room[:got] = cycle.body
+        room[:got] = first
+        self._first, cycle.body = b"", bytearray()
         self._rest = 0
 
         def done() -> None:
