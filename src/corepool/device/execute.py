@@ -61,14 +61,13 @@ class DataPass:
 
     def run(self, bases: Ints, cores: Ints, ops: Ints) -> None:
         """Execute instructions: ``bases`` [banks] window starts, ``cores`` [n], what ``operations`` has made."""
-        number = 0
+        number = planes.execute(self.memories, bases, self._home, cores, ops, 0, self._scratch)
+        if number == len(ops):
+            return
         with one_thread():
-            while True:
-                number = planes.execute(self.memories, bases, self._home, cores, ops, number, self._scratch)
-                if number == len(ops):
-                    return
+            while number < len(ops):
                 self._convolve(int(cores[number]), ops[number])
-                number += 1
+                number = planes.execute(self.memories, bases, self._home, cores, ops, number + 1, self._scratch)
 
     def _convolve(self, core: int, op: Ints) -> None:
         """CONV as matrix products of at most 1024 terms each, exact in float32, some output pixels at a time."""
