@@ -13,6 +13,7 @@ from amaranth.sim import Simulator
 
 from corepool.config import preset
 from corepool.hardware import registers
+from corepool.hardware.emit import to_rtlil
 from corepool.hardware.regfile import RegisterFile, blocks, member
 from corepool.hardware.registers import REGISTERS, Access, Register, Scope
 
@@ -74,3 +75,9 @@ def test_every_listed_address_answers_and_no_other() -> None:
     simulator.add_clock(1e-6)
     simulator.add_testbench(bench)
     simulator.run()
+
+
+def test_the_largest_file_can_be_written() -> None:
+    """Hundreds of words meet in one; as a chain they would be deeper than Python goes."""
+    text = to_rtlil(RegisterFile(preset("u200")), "registers")["registers"]
+    assert "read_data" in text

@@ -6,8 +6,6 @@ It must not know what registers mean; values come in, strobes go out.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import reduce
-from operator import or_
 
 from amaranth.hdl import Cat, Module, Signal, Value
 from amaranth.lib import wiring
@@ -28,6 +26,13 @@ def blocks(config: HardwareConfig, scope: Scope) -> int:
 def member(register: Register) -> str:
     """The name of a register in signatures, e.g. ``core_owner``."""
     return f"{register.scope.name}_{register.name}".lower()
+
+
+def _either(values: list[Value]) -> Value:
+    """Their bits together, as a tree: a chain of hundreds is deeper than Python goes."""
+    while len(values) > 1:
+        values = [values[at] | values[at + 1] for at in range(0, len(values) - 1, 2)] + values[len(values) & ~1 :]
+    return values[0]
 
 
 class RegisterFile(wiring.Component):
@@ -104,6 +109,6 @@ class RegisterFile(wiring.Component):
                 seconds.append(hit(register.address(index) + 4))
         asked, second = Signal(), Cat(*seconds).any()
         m.d.sync += [asked.eq(bus.read), bus.read_error.eq(asked & ~Cat(*hits).any())]
-        m.d.sync += bus.read_data.eq(reduce(or_, words) | (upper & second.replicate(32)))
+        m.d.sync += bus.read_data.eq(_either(words) | (upper & second.replicate(32)))
         with m.If(Cat(*lowers).any()):
-            m.d.sync += upper.eq(reduce(or_, uppers))
+            m.d.sync += upper.eq(_either(uppers))
