@@ -62,11 +62,9 @@ docs: $(STAMP) ## write the generated documents anew
 	$(PY) -m corepool.hardware.areas docs/hardware.md
 	$(PY) -m corepool.server.dashboard docs/grafana/corepool.json
 
-areas: $(STAMP) ## synthesise u200 and tiny, place and route for ECP5 (an hour or two), and write the tables of areas anew
+areas: $(STAMP) ## synthesise u200 and tiny (half an hour), and write the tables of areas anew
 	$(PY) -m corepool rtl synth --config u200 -o src/corepool/hardware/measured
 	$(PY) -m corepool rtl synth --config tiny -o src/corepool/hardware/measured
-	$(PY) -m corepool rtl synth --ecp5 --config tiny --cores 2 --banks 1 -o build/ecp5
-	cp build/ecp5/*-ecp5.json src/corepool/hardware/measured/
 	$(PY) -m corepool.hardware.areas docs/hardware.md
 
 bench: $(STAMP) ## measure; results go to bench/out as JSON
