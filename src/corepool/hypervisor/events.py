@@ -73,8 +73,8 @@ class UnloadModel(Event):
 @dataclass(frozen=True, slots=True)
 class RequestLease(Event):
     """Cores for a tenant, under a name of its choice; ``term_ns`` is how long it expects to keep them, for
-    predictions. One that is ``faulted`` gets none: an earlier hypervisor
-    stopped it, and its owner has to release it."""
+    predictions. One that is ``faulted`` gets none: a fault stopped it before a restart, and its owner has to release
+    it."""
 
     tenant: str
     lease: str
