@@ -71,6 +71,22 @@ def test_fault(make: Callable[[HardwareConfig], Device], case: str) -> None:
 
 
 @every_device
+def test_of_two_windows_in_one_cycle_the_save_is_told(make: Callable[[HardwareConfig], Device]) -> None:
+    """A load asks for a burst a cycle; the one behind the window comes just before, with, or behind a save's first."""
+    save, good_save = (encode(Opcode.SAVE, banks=1, address=at, **ONE) for at in (WINDOW, 0))
+    seen = []
+    for good in range(4):
+        address = WINDOW - 64 * good
+        load = encode(Opcode.LOAD, address=address, rows=good + 1, blocks=1, pixels=8, row_stride=16)
+        alone, both = run(make(TINY), [load, good_save, END]).fault, run(make(TINY), [load, save, END]).fault
+        assert alone is not None
+        assert both is not None
+        assert both.fault is Fault.WINDOW
+        seen.append((alone.cycle - both.cycle, both.instruction_index))
+    assert seen == [(0, 0), (0, 1), (1, 1), (2, 1)]
+
+
+@every_device
 def test_stream_without_end(make: Callable[[HardwareConfig], Device]) -> None:
     completion = run(make(TINY), [encode(Opcode.LOAD, **ONE)])
     assert completion.fault is not None

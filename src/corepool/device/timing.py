@@ -44,8 +44,8 @@ IDLE, RUNNING, DONE, FAULTED, STOPPED = range(5)
  D_HOLD, D_REACHED, Q_HEAD, Q_HEAD1, Q_HEAD2, Q_TAIL, Q_TAIL1, Q_TAIL2, L_CURRENT, L_OUTER, L_INNER,
  L_OFFSET, L_NEXT, L_FREE, L_ASKED, L_GRANTED, L_ENDED, L_ISSUED, C_CURRENT, C_END, S_CURRENT,
  S_OUTER, S_INNER, S_OFFSET, S_READY, S_END, T_LC, T_CL, T_CS, T_SC, W_PENDING, W_ACK, BAD_TIME,
- BAD_FAULT, BAD_INDEX, BAD_ADDRESS, BUSY_LOAD, BUSY_COMPUTE, BUSY_SAVE, FREE, NEXT_TURN, SLOT_WRITES,
- WRITERS, IN_FETCHES) = range(56)  # fmt: skip
+ BAD_FAULT, BAD_RANK, BAD_INDEX, BAD_ADDRESS, BUSY_LOAD, BUSY_COMPUTE, BUSY_SAVE, FREE, NEXT_TURN,
+ SLOT_WRITES, WRITERS, IN_FETCHES) = range(57)  # fmt: skip
 GOING, REACHED, WAITING, OVER, RETRACTED, AGAIN = range(6)  # D_HOLD; the last two had arrived early and took it back
 STUCK = -2  # L_CURRENT: the load's next request is a fault to come
 
@@ -68,6 +68,7 @@ WAIT_PREV, WAIT_NEXT, RAISE_PREV, RAISE_NEXT = 1, 2, 4, 8
 U_LOAD, U_COMPUTE, U_SAVE = 0, 1, 2
 
 F_UNDEFINED, F_WINDOW, F_FOREIGN_SYNC, F_STREAM_END, F_TOKENS, F_WATCHDOG = 1, 2, 3, 4, 5, 6
+BY_SAVE, BY_LOAD, BY_FETCH = range(3)  # ranks of windows
 MOST_TOKENS = 255
 INSTRUCTION = 32  # bytes
 
@@ -112,12 +113,17 @@ def _lines(m: Ints, first: Int, behind: Int) -> Int:
 
 
 @_compiled
-def _bad(m: Ints, c: Int, time: Int, fault: Int, index: Int, address: Int) -> None:
-    """Note a fault that core c will meet at ``time``; the earliest counts, then the first of the table."""
+def _bad(m: Ints, c: Int, time: Int, fault: Int, index: Int, address: Int, rank: Int = 0) -> None:
+    """Note a fault that core c will meet at ``time``; the earliest counts, then the first of the table, then the one of
+    the lowest rank: requests are noted ahead of their time, and not in its order."""
     k = _core(m, c)
-    if time < m[k + BAD_TIME] or (time == m[k + BAD_TIME] and fault < m[k + BAD_FAULT]):
+    sooner = time < m[k + BAD_TIME]
+    if time == m[k + BAD_TIME]:
+        sooner = fault < m[k + BAD_FAULT] or (fault == m[k + BAD_FAULT] and rank < m[k + BAD_RANK])
+    if sooner:
         m[k + BAD_TIME] = time
         m[k + BAD_FAULT] = fault
+        m[k + BAD_RANK] = rank
         m[k + BAD_INDEX] = index
         m[k + BAD_ADDRESS] = address
     _wake(m, c, time)
@@ -145,7 +151,7 @@ def fetch_ahead(m: Ints, prog: Ints, c: Int) -> None:
                 return
             time = max(time, prog[m[k + BASE] + room, LEFT] + 1)
         if behind > m[_lease_of(m, k) + WINDOW]:
-            _bad(m, c, time, F_WINDOW, (first - m[k + STREAM]) // INSTRUCTION, first)
+            _bad(m, c, time, F_WINDOW, (first - m[k + STREAM]) // INSTRUCTION, first, BY_FETCH)
             m[k + F_BYTE] = m[k + F_STOP]
             return
         q = k + IN_FETCHES + m[k + F_ASKED] % m[FETCH_RING] * REQUEST
@@ -179,7 +185,7 @@ def _load_ahead(m: Ints, prog: Ints, c: Int) -> None:
         stop = start + prog[row, RUN_BYTES]
         behind = min(stop, (first | m[BURST] - 1) + 1)
         if behind > window:
-            _bad(m, c, time, F_WINDOW, row - m[k + BASE], first)
+            _bad(m, c, time, F_WINDOW, row - m[k + BASE], first, BY_LOAD)
             m[k + L_CURRENT] = STUCK
             return
         m[q + R_TIME] = time
@@ -251,7 +257,7 @@ def _save_ahead(m: Ints, prog: Ints, c: Int) -> None:
         stop = start + prog[row, RUN_BYTES]
         behind = min(stop, (first | m[BURST] - 1) + 1)
         if behind > window or not held:
-            _bad(m, c, begin, F_WINDOW, row - m[k + BASE], first)
+            _bad(m, c, begin, F_WINDOW, row - m[k + BASE], first, BY_SAVE)
             m[k + S_READY] = NEVER
             return
         time = begin + (behind - first) // m[WORD]
