@@ -52,7 +52,7 @@ class Victim:
         self.package, self.cores, self.limit = package, tuple(cores), limit
         self.config = lab.config
         self.banks = sorted({lab.config.bank_of(core) for core in cores})
-        device = Simulator(self.config, data=False)
+        device = Simulator(self.config, data=False, replay=False)
         with Session(device, package, self.cores, data=False) as session:
             begin = session.start(None)
             session.advance(limit)
@@ -61,7 +61,7 @@ class Victim:
 
     def beside(self, make: Make, phase: int = 0, idle: bool = False) -> Observed:
         """Run with neighbours on all other cores."""
-        device = Simulator(self.config, data=False)
+        device = Simulator(self.config, data=False, replay=False)
         others = [core for core in range(self.config.cores) if core not in self.cores]
         neighbours = make(device, others)
         with Session(device, self.package, self.cores, data=False) as session:
