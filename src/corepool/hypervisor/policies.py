@@ -58,10 +58,13 @@ class Policy(NamedTuple):
 
 
 def public(demands: Sequence[Demand], cores: int, now: int) -> Shares:
-    """Fixed numbers: each lease gets all of its cores or none. Who holds cores keeps them; then the most urgent
-    first."""
+    """Fixed numbers: each lease gets all of its cores or none. Who holds all keeps them, even if others lose some by a
+    failure; then who holds some; then the most urgent first."""
     shares = [0] * len(demands)
-    order = sorted(range(len(demands)), key=lambda i: (demands[i].held == 0, demands[i].urgency, i))
+    order = sorted(
+        range(len(demands)),
+        key=lambda i: (demands[i].held < demands[i].minimum, demands[i].held == 0, demands[i].urgency, i),
+    )
     for i in order:
         if demands[i].minimum > cores:
             break  # nobody overtakes: a large lease would wait for ever

@@ -12,11 +12,7 @@ from corepool.hypervisor import planner
 from corepool.hypervisor.model import Model
 from corepool.hypervisor.records import Book, CoreState, Job, Lease, Tenant
 from corepool.hypervisor.settings import Settings
-
-
-def whole(value: object) -> bool:
-    """True for a whole number that is not a truth value."""
-    return isinstance(value, int) and not isinstance(value, bool)
+from corepool.hypervisor.wellformed import whole
 
 
 def tenant_of(book: Book, name: str) -> Tenant:
@@ -193,7 +189,7 @@ def check_repair(book: Book, event: ev.RepairCores) -> None:
     if not event.cores or len(set(event.cores)) != len(event.cores):
         raise HypervisorError("name the cores to repair, each once")
     for core in event.cores:
-        if not whole(core) or not 0 <= core < len(book.cores):
+        if not 0 <= core < len(book.cores):
             raise HypervisorError(f"core {core!r} does not exist; there are 0..{len(book.cores) - 1}")
         if book.cores[core].state is not CoreState.TAINTED:
             raise HypervisorError(f"core {core} is {book.cores[core].state.value}, not tainted")

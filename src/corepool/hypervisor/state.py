@@ -16,6 +16,7 @@ from corepool.hypervisor.moves import Moves
 from corepool.hypervisor.policies import POLICIES
 from corepool.hypervisor.records import Book, Core, CoreState, Lease, Phase, Tenant
 from corepool.hypervisor.settings import Settings
+from corepool.hypervisor.wellformed import check_form
 
 
 class Hypervisor:
@@ -59,8 +60,7 @@ class Hypervisor:
 
     def handle(self, event: ev.Event) -> list[ac.Action]:
         """Take in one event. Returns actions in the order in which they are to be carried out."""
-        if not requests.whole(event.at) or event.at < self.book.now:
-            raise HypervisorError(f"time goes back: {event.at!r} ns after {self.book.now} ns")
+        check_form(event, self.book.now)
         before, self.book.now = self.book.now, event.at
         try:
             self._handlers[type(event)](event)
@@ -114,7 +114,12 @@ class Hypervisor:
 
     def _set_tenant(self, event: ev.SetTenant) -> None:
         tenant = requests.check_set_tenant(self.book, self.settings, event)
+        later = (tenant.priority - event.priority) * self.settings.ageing_ns
         tenant.quota, tenant.priority = event.quota, event.priority
+        if later:
+            for name in tenant.leases:  # those that wait change their place
+                self.book.leases[name].order += later
+            self._sort_queue()
         self._replan = True
 
     def _remove_tenant(self, event: ev.RemoveTenant) -> None:
@@ -158,12 +163,16 @@ class Hypervisor:
             self._touch(lease)
             return
         book.queue.append(event.lease)
-        book.queue.sort(key=lambda name: (book.leases[name].order, book.leases[name].serial))
+        self._sort_queue()
         self._touch(lease)
         self._replan = True
         self._settle()
         if not lease.granted:
             self._tell_waiting(lease)
+
+    def _sort_queue(self) -> None:
+        leases = self.book.leases
+        self.book.queue.sort(key=lambda name: (leases[name].order, leases[name].serial))
 
     def _tell_waiting(self, lease: Lease) -> None:
         """Where a new lease stands: in the queue, or admitted and waiting for its cores."""
@@ -256,7 +265,9 @@ class Hypervisor:
 
     def _job_stopped(self, event: ev.JobStopped) -> None:
         lease = self._running(event)
-        if lease is not None and lease.running is not None and 0 < event.next_layer < lease.running.model.layers:
+        if lease is None or lease.running is None or not lease.stopping:
+            return  # nobody asked for it, or it was told before
+        if lease.running.next_layer < event.next_layer < lease.running.model.layers:
             self._moves.stopped(lease, event.next_layer)
             if lease.releasing:  # it will not go on
                 self._moves.end_waiting(lease, ac.Outcome.CANCELLED)
