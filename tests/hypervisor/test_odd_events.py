@@ -14,7 +14,7 @@ from corepool.hypervisor import actions as ac
 from corepool.hypervisor import events as ev
 from corepool.hypervisor.log import snapshot
 from corepool.hypervisor.settings import SECOND, Settings
-from support.world import World, net
+from support.world import World
 
 ANY: Any = ev  # what is built here is wrong on purpose
 
@@ -113,11 +113,12 @@ def test_a_failed_clearing_costs_no_other_public_lease_its_cores() -> None:
     world.do(ev.SubmitJob(0, "ann", "a", 5, "net"))
     world.finish("a")
     world.lease("bob", "b", 8, 8, sharing=ev.Sharing.PUBLIC)
-    failing, fine = sorted(world.ledger.clears)
-    del world.ledger.clears[failing]
-    world.do(ev.ClearFailed(0, failing))
+    fine, failing = sorted(world.ledger.clears)
     world.ledger.report_cleared(fine)
     world.do(ev.Cleared(0, fine))
+    assert len(world.cores("b")) == 4
+    del world.ledger.clears[failing]
+    world.do(ev.ClearFailed(0, failing))
     assert world.cores("a") == kept
     assert world.hypervisor.book.leases["a"].plan == frozenset(kept)
     assert world.cores("b") == ()
