@@ -134,3 +134,8 @@ class StorageFullError(CorepoolError):
 
 class StoreError(CorepoolError):
     """Durable state is damaged, locked by another process, or of another version."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what somebody else's library said, for a message of one line; its class if it said nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from corepool.compiler.model import ModelPackage
-from corepool.errors import InputError, PackageError
+from corepool.errors import InputError, PackageError, first_line
 from corepool.runtime.host import Feed, HostPort, check_inputs
 
 _KINDS = {"float": "float32", "double": "float64"}  # where onnxruntime's names of types are others than numpy's
@@ -52,9 +52,8 @@ class Tail:
         try:
             made = self._session.run(self._outputs, fed)
         except Exception as error:  # its exceptions have no common base below this
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(
-                f"the steps of the network that the host computes cannot take these inputs: {line}"
+                f"the steps of the network that the host computes cannot take these inputs: {first_line(error)}"
             ) from None
         return {name: np.asarray(value) for name, value in zip(self._outputs, made, strict=True)}
 

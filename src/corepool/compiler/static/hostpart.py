@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, shape_inference
 
 from corepool.compiler.static.hostops import DIVIDING, HOST_OPS, PLAIN
-from corepool.errors import ModelError
+from corepool.errors import ModelError, first_line
 
 MOST_NODES = 1000
 ELEMENTS = 1 << 24  # of any one value
@@ -30,7 +30,7 @@ def check_part(model: bytes, where: str) -> None:
             onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
             return
         except Exception as error:  # its exceptions have no common base below this
-            found = f"cannot be loaded: {(str(error).strip().splitlines() or ['?'])[0]}"
+            found = f"cannot be loaded: {first_line(error)}"
     raise ModelError(f"the part {where} layer of the cores would run on the host, but it {found}")
 
 
@@ -65,7 +65,7 @@ def _sizes(model: onnx.ModelProto) -> str | None:
     try:
         graph = shape_inference.infer_shapes(model, data_prop=True, strict_mode=True).graph
     except Exception as error:  # inference raises what it likes on malformed models
-        return f"has shapes that do not fit each other: {(str(error).strip().splitlines() or ['?'])[0][:200]}"
+        return f"has shapes that do not fit each other: {first_line(error)[:200]}"
     known = {value.name: value.type.tensor_type for value in [*graph.input, *graph.value_info, *graph.output]}
     kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
     total = 0

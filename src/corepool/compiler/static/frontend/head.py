@@ -20,7 +20,7 @@ from corepool.compiler.static.frontend.shapes import infer_shapes
 from corepool.compiler.static.graph import HostInput, HostNode
 from corepool.compiler.static.hostops import HOST_OPS
 from corepool.compiler.static.hostpart import check_part
-from corepool.errors import CalibrationError
+from corepool.errors import CalibrationError, first_line
 
 _EDGES = (TensorProto.FLOAT, TensorProto.INT8, TensorProto.UINT8)  # what device inputs may be
 _USERS = (
@@ -54,8 +54,9 @@ class Head:
             try:
                 values = session.run(names, {n: a.astype(kinds[n]) for n, a in sample.items() if n in read})
             except Exception as error:  # its exceptions have no common base below this
-                line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise CalibrationError(f"the network's first steps cannot take the calibration data: {line}") from None
+                raise CalibrationError(
+                    f"the network's first steps cannot take the calibration data: {first_line(error)}"
+                ) from None
             one = {name: np.asarray(value, np.float32) for name, value in zip(names, values, strict=True)}
             if not all(np.isfinite(array).all() for array in one.values()):
                 raise CalibrationError("the network's first steps make NaN or infinity of the calibration data")

@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 
 from corepool.compiler.static.frontend.calibration import FloatArray
 from corepool.compiler.static.frontend.context import own_scale
-from corepool.errors import ModelError
+from corepool.errors import ModelError, first_line
 
 
 @contextmanager
@@ -79,8 +79,7 @@ def quantise_model(
             )
             quantised = onnx.load(target)
         except Exception as error:  # whatever the quantiser meets, it is the model that it cannot handle
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise ModelError(f"onnxruntime cannot quantise the model: {lines[0]}") from None
+            raise ModelError(f"onnxruntime cannot quantise the model: {first_line(error)}") from None
     _quantise_inputs(quantised, samples)
     return quantised
 
