@@ -13,6 +13,7 @@ from corepool.server.api import Inferred, InferRequest
 from corepool.server.tensors import Array, shown
 
 MAX_TENSORS = 1024  # of one request
+MAX_TEXT_BYTES = 16 << 20  # of JSON, or of numbers that are not raw: they take many times that once they are read
 
 
 def make_request(

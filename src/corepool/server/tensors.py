@@ -37,6 +37,7 @@ DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
 _FLOATS = DTYPES["FP32"]
 MAX_DIMENSIONS = 16
 MAX_ELEMENTS = 1 << 40  # more than any body limit lets through; products stay far from where they could wrap
+MAX_TEXTS = 1 << 16  # elements of a BYTES tensor, each of which becomes an object
 _PREFIX = 4  # bytes of the length before each element of a BYTES tensor
 
 
@@ -97,6 +98,8 @@ def from_binary(name: str, datatype: str, shape: tuple[int, ...], data: Buffer) 
 
 def _split_bytes(name: str, shape: tuple[int, ...], data: Buffer) -> Array:
     count, view, place = math.prod(shape), memoryview(data), 0
+    if count > MAX_TEXTS:
+        raise RequestError(f"tensor {shown(name)}: {count} BYTES elements are more than {MAX_TEXTS}")
     if len(view) < count * _PREFIX:
         raise RequestError(f"tensor {shown(name)}: {count} BYTES elements do not fit into {len(view)} bytes")
     elements = np.empty(count, dtype=object)

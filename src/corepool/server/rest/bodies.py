@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 
-from corepool.errors import RequestError
+from corepool.errors import RequestError, TooLargeError
 from corepool.server.rest.gate import read_body
 
+MAX_BYTES = 1 << 16  # of such a body
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Cores = Annotated[int, Field(ge=1, le=4096)]
 Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
@@ -91,8 +92,10 @@ Kind = TypeVar("Kind", bound=Body)
 
 
 async def read(request: Request, kind: type[Kind]) -> Kind:
-    """The request's body as one of the kinds above. Raises RequestError that lists what is wrong."""
+    """The request's body as one of the kinds above. Raises RequestError that lists what is wrong, TooLargeError."""
     body = await read_body(request.receive)
+    if len(body) > MAX_BYTES:
+        raise TooLargeError(f"the body has {len(body)} bytes; the limit is {MAX_BYTES} here")
     try:
         return kind.model_validate_json(body or b"{}")
     except ValidationError as error:

@@ -12,10 +12,11 @@ from typing import Any
 from pydantic_core import from_json as parse_json
 from pydantic_core import to_json as write_json
 
-from corepool.errors import RequestError
+from corepool.errors import RequestError, TooLargeError
 from corepool.server.api import Inferred, InferRequest
 from corepool.server.requests import (
     MAX_TENSORS,
+    MAX_TEXT_BYTES,
     flag,
     make_request,
     refuse_classification,
@@ -25,6 +26,7 @@ from corepool.server.requests import (
 )
 from corepool.server.tensors import Array, check_shape, datatype_of, from_binary, from_json, shown, to_binary, to_json
 
+MAX_LISTS = 1 << 16  # and objects; nested tensors have one for each row
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
@@ -38,10 +40,16 @@ class Asked:
     binary_default: bool = False
 
 
-def load_json(data: bytes | memoryview) -> Any:
-    """Parse JSON that nobody vouches for. Raises RequestError."""
+def load_json(data: bytes | memoryview, most_bytes: int = MAX_TEXT_BYTES, most_values: int | None = None) -> Any:
+    """Parse JSON that nobody vouches for. Raises RequestError, and TooLargeError rather than fill the memory: a list
+    of two bytes takes many times that once it is read."""
+    if len(data) > most_bytes:
+        raise TooLargeError(f"the JSON has {len(data)} bytes; the limit is {most_bytes}: send tensors as binary data")
+    text = bytes(data)
+    if text.count(b"[") + text.count(b"{") > MAX_LISTS or (most_values is not None and text.count(b",") >= most_values):
+        raise TooLargeError(f"the JSON has too many parts: at most {MAX_LISTS} lists{_values(most_values)}")
     try:
-        return parse_json(bytes(data))
+        return parse_json(text)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is not sound JSON: {error}") from None
 
@@ -63,6 +71,10 @@ def read_request(model: str, version: str | None, body: bytes | memoryview, head
         raise RequestError(f"id must be a text, not {shown(ident)}")
     request = make_request(model, version, inputs, names, parameters)
     return Asked(request, ident, binary, flag(parameters, "binary_data_output", "the request"))
+
+
+def _values(most: int | None) -> str:
+    return "" if most is None else f" and {most} values"
 
 
 def _an_object(value: object, what: str) -> dict[str, Any]:

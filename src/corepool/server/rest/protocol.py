@@ -27,6 +27,7 @@ from corepool.server.rest.gate import Application, Receive, Scope, Send, read_bo
 from corepool.server.tensors import shown
 
 Result = TypeVar("Result")
+MAX_VALUES = 4096  # in a body that is no inference
 MODEL, VERSION = "/models/{model}", "/models/{model}/versions/{version}"
 
 
@@ -240,7 +241,9 @@ async def _infer(plane: DataPlane, who: Identity, request: Request) -> Response:
     name, version = _named(request)
     scope, headers = request.scope, request.headers
     limit = min(scope["server_limit"], scope["body_limit"])
-    body = unpacked(await read_buffer(request.receive), headers.get("content-encoding"), limit)
+    body, encoding = await read_buffer(request.receive), headers.get("content-encoding")
+    if encoding is not None:  # in a thread: a small body may become a large one
+        body = await asyncio.to_thread(unpacked, body, encoding, limit)
     asked = read_request(name, version, body, headers.get(HEADER_LENGTH))
     result = await _unless_gone(plane.infer(who, asked.request), request)
     text, split = write_response(asked, result)
@@ -296,9 +299,9 @@ def _watch(request: Request, stop: Callable[[], None]) -> Callable[[], None]:
 
 
 async def _optional_object(request: Request) -> dict[str, Any]:
-    """The body's JSON object, {} for none. Raises RequestError."""
+    """The body's JSON object, {} for none; files may be in it. Raises RequestError, TooLargeError."""
     body = await read_body(request.receive)
-    value = load_json(body) if body.strip() else {}
+    value = load_json(body, len(body), MAX_VALUES) if body.strip() else {}
     if not isinstance(value, dict):
         raise RequestError("the body must be a JSON object")
     return value

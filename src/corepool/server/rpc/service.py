@@ -19,6 +19,7 @@ from corepool.server.dataplane import DataPlane, describe
 from corepool.server.rpc.codec import parameters_of, read_request, write_response
 from corepool.server.rpc.errors import code_of
 from corepool.server.rpc.messages import CALLS, MESSAGES, SERVICE, STREAMS
+from corepool.server.rpc.wire import check_size
 from corepool.server.traces import ident_of, request_id
 
 
@@ -41,34 +42,29 @@ Call = Callable[[Any, Identity | None, Context], Awaitable[Any]]
 PUBLIC = ("ServerLive", "ServerReady", "ServerMetadata")
 
 
-def _decoder(name: str) -> Callable[[bytes], Any]:
-    """Bytes to a message, None if they are none: the call refuses it in words of its own."""
-
-    def decode(data: bytes) -> Any:
-        try:
-            return MESSAGES[name].FromString(data)
-        except DecodeError:
-            return None
-
-    return decode
+def _decoded(name: str, data: bytes) -> Any:
+    """A message from its bytes. Raises RequestError and TooLargeError."""
+    kind = MESSAGES[CALLS[name][0]]
+    check_size(data, kind.DESCRIPTOR)
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        raise RequestError(f"the request is no {CALLS[name][0]} message") from None
 
 
 def handlers(plane: DataPlane, access: Access, log: RequestLog) -> grpc.GenericRpcHandler:
     """All calls of the service."""
     calls = _Calls(plane)
     made = {}
-    for name, (asks, answers) in CALLS.items():
+    for name, (_, answers) in CALLS.items():
         guarded = _Guarded(name, access, log, getattr(calls, name))
         kind, method = (
             (grpc.stream_stream_rpc_method_handler, guarded.stream)
             if name in STREAMS
             else (grpc.unary_unary_rpc_method_handler, guarded.unary)
         )
-        made[name] = kind(
-            method,
-            request_deserializer=_decoder(asks),
-            response_serializer=MESSAGES[answers].SerializeToString,
-        )
+        # Requests stay bytes until it is known who sends them.
+        made[name] = kind(method, response_serializer=MESSAGES[answers].SerializeToString)
     return grpc.method_handlers_generic_handler(SERVICE, made)
 
 
@@ -81,39 +77,39 @@ class _Guarded:
         self._log = log
         self._call = call
 
-    async def unary(self, request: Any, context: Context) -> Any:
+    async def unary(self, data: bytes, context: Context) -> Any:
         begin, ident = time.perf_counter(), _ident(context)
         code, whose = grpc.StatusCode.OK, _Whose()
         request_id.set(ident)
         context.set_trailing_metadata((("x-request-id", ident),))
         try:
-            return await self._answer(request, context, whose)
+            return await self._answer(data, context, whose)
         except Exception as error:
             code = code_of(error)
             await self._fail(error, context, ident)
         finally:
             self._written(code, begin, ident, context, whose)
 
-    async def stream(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+    async def stream(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
         """One answer for each request, in order; what fails is told in the answer and ends nothing. The n-th request's
         id is the call's with -n behind it."""
         call, count = _ident(context)[:56], 0
         context.set_trailing_metadata((("x-request-id", call),))
-        async for request in requests:
+        async for data in requests:
             begin, code, whose = time.perf_counter(), grpc.StatusCode.OK, _Whose()
             count += 1
             ident = f"{call}-{count}"
             request_id.set(ident)
             answer = MESSAGES["ModelStreamInferResponse"]()
             try:
-                answer.infer_response.CopyFrom(await self._answer(request, context, whose))
+                answer.infer_response.CopyFrom(await self._answer(data, context, whose))
             except Exception as error:
                 code = code_of(error)
                 if code is grpc.StatusCode.UNAUTHENTICATED:
                     await self._fail(error, context, ident)
                 self._note(error, code, ident)
                 answer.error_message = describe(error)
-                answer.infer_response.id = request.id if request is not None else ""
+                answer.infer_response.id = whose.request_id
             self._written(code, begin, ident, context, whose)
             yield answer
 
@@ -121,14 +117,15 @@ class _Guarded:
         spent = time.perf_counter() - begin
         self._log.request("gRPC", self._name, code.value[0], spent, ident, _source(context), whose.tenant)
 
-    async def _answer(self, request: Any, context: Context, whose: _Whose) -> Any:
+    async def _answer(self, data: bytes, context: Context, whose: _Whose) -> Any:
         who = None
         if self._name not in PUBLIC:
             who = await self._who(context)
             whose.tenant = who.tenant
-            self._access.admit(who, 0 if request is None else request.ByteSize())
-        if request is None:
-            raise RequestError(f"the request is no {CALLS[self._name][0]} message")
+            self._access.admit(who, len(data))
+        request = _decoded(self._name, data)
+        if self._name in STREAMS:
+            whose.request_id = request.id
         return await self._call(request, who, context)
 
     async def _who(self, context: Context) -> Identity:
@@ -151,9 +148,10 @@ class _Guarded:
 
 
 class _Whose:
-    """The tenant of a call, once it is known."""
+    """The tenant of a call and the request's own id, once they are known."""
 
     tenant = ""
+    request_id = ""
 
 
 def _ident(context: Context) -> str:
