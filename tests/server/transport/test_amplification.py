@@ -16,6 +16,7 @@ import pytest
 
 from corepool.errors import CorepoolError, RequestError, TooLargeError
 from corepool.server.rest.codec import load_json
+from corepool.server.rest.gate import unpacked
 from corepool.server.rpc.messages import MESSAGES, SERVICE
 from corepool.server.rpc.wire import MAX_FIELDS, check_size
 from corepool.server.tensors import MAX_TEXTS, from_binary
@@ -123,7 +124,7 @@ JSON_OF_LITTLE: dict[str, bytes] = {
 def test_json_of_many_small_parts_is_refused(service: Service, body: bytes, packed: bool) -> None:
     headers = {"content-encoding": "gzip"} if packed else {}
     answer = service.ask("POST", INFER, content=gzip.compress(body) if packed else body, headers=headers)
-    assert answer.status_code == 413
+    assert answer.status_code == 400
     assert "lists" in answer.json()["error"]
 
 
@@ -140,7 +141,7 @@ def test_nested_tensors_fit() -> None:
 
 def test_bodies_that_are_no_inferences_have_few_values(service: Service) -> None:
     many = json.dumps({"parameters": {str(number): 0 for number in range(5000)}}).encode()
-    assert service.ask("POST", "/v2/repository/models/small/load", content=many).status_code == 413
+    assert service.ask("POST", "/v2/repository/models/small/load", content=many).status_code == 400
     lease = json.dumps({"name": "x", **{str(number): 0 for number in range(20_000)}}).encode()
     assert service.ask("POST", "/v2/corepool/leases", content=lease).status_code == 413
 
@@ -170,15 +171,13 @@ def test_a_refusal_costs_next_to_nothing() -> None:
 
 
 def test_a_packed_body_stops_nobody_while_it_is_unpacked(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    from corepool.server.rest import protocol
-
-    true = protocol.unpacked
+    true = unpacked
 
     def slow(*arguments: Any) -> Any:
         time.sleep(1.0)
         return true(*arguments)
 
-    monkeypatch.setattr(protocol, "unpacked", slow)
+    monkeypatch.setattr("corepool.server.rest.protocol.unpacked", slow)
     tensor = {"name": "input", "datatype": "INT8", "shape": [1, 3, 12, 12], "data": image().reshape(-1).tolist()}
     body = gzip.compress(json.dumps({"inputs": [tensor]}).encode())
 

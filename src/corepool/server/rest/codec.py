@@ -47,7 +47,7 @@ def load_json(data: bytes | memoryview, most_bytes: int = MAX_TEXT_BYTES, most_v
         raise TooLargeError(f"the JSON has {len(data)} bytes; the limit is {most_bytes}: send tensors as binary data")
     text = bytes(data)
     if text.count(b"[") + text.count(b"{") > MAX_LISTS or (most_values is not None and text.count(b",") >= most_values):
-        raise TooLargeError(f"the JSON has too many parts: at most {MAX_LISTS} lists{_values(most_values)}")
+        raise RequestError(f"the JSON has too many parts: at most {MAX_LISTS} lists{_values(most_values)}")
     try:
         return parse_json(text)
     except (ValueError, RecursionError) as error:
