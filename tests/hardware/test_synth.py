@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from amaranth.hdl import Module
+from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
@@ -22,7 +22,7 @@ from corepool.errors import InputError, ToolError
 from corepool.hardware import areas, synth, synth_ecp5
 from corepool.hardware.emit import TOP, to_rtlil
 from corepool.hardware.memories import Memories, columns
-from corepool.hardware.pins import Pins
+from corepool.hardware.pins import Chip, Pins
 from corepool.hardware.sums import PairSums
 from corepool.isa.table import Target
 
@@ -187,6 +187,35 @@ def test_the_wrapper_sets_every_input_and_shows_every_output() -> None:
     simulator.add_clock(1e-6)
     simulator.add_testbench(bench)
     simulator.run()
+
+
+class _Sums(_Adder):
+    """Adds to what it had, which begins as a number other than 0."""
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        had = Signal(5, init=19)
+        m.d.sync += had.eq(had + self.left + self.right)
+        m.d.comb += self.total.eq(had)
+        return m
+
+
+def test_the_reset_of_an_ecp5_is_its_global_one(tmp_path: Path) -> None:
+    chip = Chip(Pins(_Sums(), TOP), synth_ecp5.PINS)
+    netlist = tmp_path / "netlist.json"
+    modules = synth_ecp5._synthesise(chip, netlist, "adder", lambda what: None)
+    assert synth_ecp5._flat(modules, synth_ecp5.PINS)["TRELLIS_FF"] == 8 + 5 + 5
+    (top,) = (m for m in json.loads(netlist.read_text())["modules"].values() if "top" in m["attributes"])
+    cells = list(top["cells"].values())
+    flipflops = [cell for cell in cells if cell["type"] == "TRELLIS_FF"]
+    assert len(flipflops) == 8 + 5 + 5
+    assert sum(cell["parameters"]["REGSET"] == "SET" for cell in flipflops) == (19).bit_count()
+    assert all(cell["parameters"]["GSR"] == "ENABLED" for cell in flipflops)
+    assert top["ports"]["rst"]["bits"] not in [cell["connections"].get("LSR") for cell in flipflops]
+    (reset,) = (cell["connections"] for cell in cells if cell["type"] == "SGSR")
+    (inverter,) = (cell for cell in cells if cell["type"] == "LUT4" and cell["connections"]["Z"] == reset["GSR"])
+    assert top["ports"]["rst"]["bits"][0] in [bits[0] for bits in inverter["connections"].values()]
+    assert reset["CLK"] == top["ports"]["clk"]["bits"]
 
 
 def test_files_of_a_script_are_kept_where_they_are_wanted(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ It must not know what the signals mean; it only makes every input controllable a
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Signal
+from amaranth.hdl import Cat, ClockDomain, Instance, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -37,4 +37,28 @@ class Pins(wiring.Component):
             m.d.sync += [given.eq(Cat(given[1:], self.data_in)), seen.eq(seen[1:])]
         with m.Elif(self.capture):
             m.d.sync += seen.eq(Cat(*self._outputs))
+        return m
+
+
+class Chip(wiring.Component):
+    """Pins with their clock, and with their reset on the net that an ECP5 has for that alone.
+
+    Nearly every flip-flop is reset to what it holds after configuration. As a signal like others the reset would take
+    a wire in every tile, and one of the two reset nets that a tile can tell apart. The device's global reset reaches
+    all flip-flops without either; SGSR releases it with the clock.
+    """
+
+    def __init__(self, pins: Pins, name: str) -> None:
+        self.pins, self._name = pins, name
+        super().__init__({"clk": In(1), "rst": In(1), **pins.signature.members})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.domains.sync = domain = ClockDomain()
+        m.d.comb += [domain.clk.eq(self.clk), domain.rst.eq(0)]
+        m.submodules.pins = share(platform, self.pins, self._name)
+        m.submodules.reset = Instance("SGSR", i_CLK=self.clk, i_GSR=~self.rst)
+        for port, member in self.pins.signature.members.items():
+            outside, inside = getattr(self, port), getattr(self.pins, port)
+            m.d.comb += inside.eq(outside) if member.flow is In else outside.eq(inside)
         return m

