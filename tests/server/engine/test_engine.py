@@ -387,3 +387,28 @@ class Gate:
 
     def open(self) -> None:
         self._gate.set()
+
+
+def test_the_automatic_lease_takes_what_becomes_free_of_the_quota(make: Make) -> None:
+    world = make()
+    world.load("ann")
+    world.engine.tenant_changed("ann", TenantRow("ann", 2))
+    assert world.infer("ann").cores == 2
+
+    def later(cores: int) -> None:
+        for _ in range(100):
+            if world.infer("ann").cores == cores:
+                return
+            time.sleep(0.02)
+        raise AssertionError(world.engine.lease(who("ann"), "default"))
+
+    world.engine.tenant_changed("ann", TenantRow("ann", 4))
+    later(4)
+    world.engine.create_lease(who("ann"), LeaseRequest("work", 3, 3))
+    later(1)
+    world.engine.resize_lease(who("ann"), "work", 1, 1)
+    later(3)
+    world.engine.release_lease(who("ann"), "work")
+    later(4)
+    assert world.engine.lease(who("ann"), "default").maximum == 4
+    world.at_rest()

@@ -84,7 +84,7 @@ class LeaseDesk:
 
     def changed(self, row: TenantRow) -> None:
         """A tenant is new, or has another quota or priority. Leases that it has keep their cores under a quota that
-        became too small, but it gets no more."""
+        became too small, but it gets no more; the automatic one takes what a larger quota allows."""
         with self.locked(row.name):
             self.tenants[row.name] = row
             with self._pilot.reading:
@@ -92,6 +92,7 @@ class LeaseDesk:
             if known:
                 self._make_room(row.name, 0, self._quota(row))
                 self._allow(row)
+                self._fill_room(row)
             else:
                 rows = [each for each in self._journal.rows() if each.tenant == row.name]
                 quota = min(max(self._quota(row), sum(each.maximum for each in rows)), self._pilot.settings.cores)
@@ -198,6 +199,7 @@ class LeaseDesk:
                     change.put_lease(after)
                     info = self.info(tenant, name, after)
                     self._note(change, who, "lease.resize", name, key, digest, info)
+                self._fill_room(self.know(tenant))
                 return info
             except BaseException:
                 self._undo(lambda now: ev.ResizeLease(now, tenant, full, before.minimum, before.maximum))
@@ -232,6 +234,7 @@ class LeaseDesk:
                 self._journal.flush()
                 if owner in self.tenants:
                     self._allow(self.tenants[owner])
+                    self._fill_room(self.tenants[owner])
 
     # For the engine
 
@@ -400,6 +403,21 @@ class LeaseDesk:
                 change.put_lease(replace(self._row(tenant, DEFAULT), maximum=left))
         else:
             self.release(who, DEFAULT)
+
+    def _fill_room(self, row: TenantRow) -> None:
+        """Let the automatic lease have what the quota leaves to it: it was smaller before, or had to make room."""
+        full = lease_id(row.name, DEFAULT)
+        kept, standing = self._journal.row(full), self._pilot.standing(full)
+        if kept is None or standing is None or standing.state == "faulted" or not kept.extra.get("auto"):
+            return
+        room = self._quota(row) - self._charged(row.name, but=full)
+        if room > kept.maximum:
+            try:
+                self._pilot.apply(lambda now: ev.ResizeLease(now, row.name, full, 0, room))
+                with self._journal.transaction() as change:
+                    change.put_lease(replace(self._row(row.name, DEFAULT), maximum=room))
+            except CorepoolError as error:  # what brought us here is done
+                _log.warning("the automatic lease of %s stays as it is: %s", row.name, error)
 
     def _fits(self, name: str, cores: int) -> bool:
         lease = self._pilot.lease(name)
