@@ -26,7 +26,7 @@ from corepool.server.requests import (
 )
 from corepool.server.tensors import Array, check_shape, datatype_of, from_binary, from_json, shown, to_binary, to_json
 
-MAX_LISTS = 1 << 16  # and objects; nested tensors have one for each row
+MAX_LISTS = 1 << 18  # and objects; a nested image has one for each row, or for each pixel if its channels come last
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
