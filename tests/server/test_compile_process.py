@@ -209,3 +209,29 @@ def test_host_parts_of_foreign_packages_hold_known_operators_only() -> None:
     assert "Loop" in str(complaint(model("Loop"), 10))
     assert "Softmax" in str(complaint(model("Softmax", domain="evil"), 10))
     assert complaint(b"\xff\xff", 10) is not None
+
+
+def test_a_compiler_that_ends_at_once_is_an_error_with_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import uvloop
+
+    heard: list[Any] = []
+    true = asyncio.create_subprocess_exec
+
+    async def ended(*command: Any, **more: Any) -> Any:
+        process = await true(*command, **more)
+        await process.wait()
+        await asyncio.sleep(0.1)
+        return process
+
+    monkeypatch.setattr(compile_process, "CHILD", "corepool.no_such_module")
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", ended)
+    job = Job(CASES / "groups" / "model.onnx", None, "tiny", tmp_path / "package.cpk")
+    work = compile_model(job, Compilation(), lambda *step: None, lambda *what, **more: heard.append(more))
+    with (
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        pytest.raises(ModelError, match="ended with code"),
+    ):
+        runner.run(work)
+    assert "no_such_module" in heard[0]["words"]

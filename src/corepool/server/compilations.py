@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from corepool.errors import CorepoolError, NotFoundError, TooManyRequestsError
+from corepool.errors import CorepoolError, NotFoundError, ToolError, TooManyRequestsError
 from corepool.server.compile_process import Job, Progress
 from corepool.server.repository import Source
 from corepool.server.settings import Compilation
@@ -77,10 +77,17 @@ class Compilations:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True, mode=0o700)
 
-    def start(self, tenant: str, source: Source, finish: Callable[[Path], Path]) -> Compiling:
+    def start(
+        self,
+        tenant: str,
+        source: Source,
+        finish: Callable[[Path], Path],
+        give_up: Callable[[], None] = lambda: None,
+    ) -> Compiling:
         """Compile a version for a tenant, or join the compilation of it that is under way.
 
-        ``finish`` puts the package in its place; what it returns is the task's result. Raises TooManyRequestsError.
+        ``finish`` puts the package in its place; what it returns is the task's result. ``give_up`` is called if there
+        is no package. Raises TooManyRequestsError.
         """
         open_ones = [each for each in self._all.values() if each.tenant == tenant and each.state in (QUEUED, RUNNING)]
         for each in open_ones:
@@ -93,7 +100,7 @@ class Compilations:
         made = Compiling(secrets.token_hex(8), tenant, source)
         self._all[made.id] = made
         self._forget_old()
-        made.task = asyncio.create_task(self._run(made, finish))
+        made.task = asyncio.create_task(self._run(made, finish, give_up))
         made.task.add_done_callback(lambda task: None if task.cancelled() else task.exception())
         return made
 
@@ -150,7 +157,7 @@ class Compilations:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self, one: Compiling, finish: Callable[[Path], Path]) -> Path:
+    async def _run(self, one: Compiling, finish: Callable[[Path], Path], give_up: Callable[[], None]) -> Path:
         folder = self._work / one.id
         try:
             async with self._slots:
@@ -163,18 +170,25 @@ class Compilations:
                 one.tell("done", 1.0)
                 return result
         except CorepoolError as error:
-            one.state, one.error = FAILED, error
+            await self._fail(one, error, give_up)
             raise
         except asyncio.CancelledError:
             one.state = CANCELLED
             raise
         except Exception as error:
             self._warn("compilation crashed", model=one.source.name, error=f"{type(error).__name__}: {error}")
-            one.state, one.error = FAILED, CorepoolError("internal error; the server's log has the details")
-            raise one.error from None
+            await self._fail(one, internal := ToolError("internal error; the server's log has the details"), give_up)
+            raise internal from None
         finally:
             one.ended = time.monotonic() if one.began is not None else None
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _fail(self, one: Compiling, error: CorepoolError, give_up: Callable[[], None]) -> None:
+        try:
+            await asyncio.to_thread(give_up)
+        except OSError as trouble:
+            self._warn("the upload before could not be restored", model=one.source.name, error=str(trouble))
+        one.state, one.error = FAILED, error
 
     def _forget_old(self) -> None:
         ended = [each.id for each in self._all.values() if each.state in (DONE, FAILED, CANCELLED)]

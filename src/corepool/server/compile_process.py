@@ -61,8 +61,9 @@ async def compile_model(job: Job, limits: Compilation, progress: Progress, warn:
     said = asyncio.ensure_future(_last_words(process.stderr))
     try:
         async with asyncio.timeout(limits.wall_s):
-            process.stdin.write(_order(job, limits))
-            process.stdin.close()
+            with contextlib.suppress(OSError, RuntimeError):  # it ended already; why, its last words tell
+                process.stdin.write(_order(job, limits))
+                process.stdin.close()
             made = await _listen(process, progress)
             await process.wait()
     except TimeoutError:
@@ -153,7 +154,7 @@ def _outcome(job: Job, end: dict[str, Any], code: int, limits: Compilation) -> d
         kind = getattr(errors, str(end.get("kind")), ModelError)
         text = str(end["error"])
         if job.calibration is None and kind is CalibrationError:
-            text += "; send it before the model: PUT .../models/<model>/versions/<version>/calibration"
+            text += "; give it with --calibration, or PUT it before the model to .../versions/<version>/calibration"
         for folder in {job.source.parent, job.output.parent}:
             text = text.replace(f"{folder}{os.sep}", "").replace(str(folder), "the upload")
         raise (kind if isinstance(kind, type) and issubclass(kind, CorepoolError) else ModelError)(text)

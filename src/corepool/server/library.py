@@ -17,16 +17,24 @@ from typing import Any
 from corepool.errors import NotFoundError, RequestError
 from corepool.server.api import Identity, ModelInfo, Models, ModelState
 from corepool.server.compilations import FAILED, QUEUED, RUNNING, Compilations, Compiling
-from corepool.server.repository import CALIBRATION, SOURCES, ModelConfig, ModelFolder, Source, read_config
+from corepool.server.repository import (
+    CALIBRATION,
+    SOURCES,
+    ModelConfig,
+    ModelFolder,
+    Source,
+    check_version,
+    read_config,
+)
 from corepool.server.tensors import shown
-from corepool.server.uploads import Uploads, no_model
+from corepool.server.uploads import STAMP, Uploads, no_model
 
 # What clients made for Triton write into configurations.
 OF_OTHERS = frozenset(
     {*("backend", "platform", "runtime", "default_model_filename", "max_batch_size", "input", "output", "parameters")}
     | {*("version_policy", "instance_group", "dynamic_batching", "optimization", "model_warmup", "response_cache")}
 )
-BUILT, STAMP = "package.cpk", "package.sha256"
+BUILT = "package.cpk"
 
 
 class Library:
@@ -57,18 +65,19 @@ class Library:
         for folder in folders:
             for name in folder.names():
                 if name not in found:
-                    versions = tuple(folder.sources(name))
-                    found[name] = [self._row(who, name, version, versions) for version in versions]
+                    sources = folder.sources(name)
+                    found[name] = [self._row(who, source, tuple(sources)) for source in sources.values()]
         return [row for rows in found.values() for row in rows]
 
-    def _row(self, who: Identity, name: str, version: str, versions: tuple[str, ...]) -> ModelInfo:
+    def _row(self, who: Identity, source: Source, versions: tuple[str, ...]) -> ModelInfo:
         state, reason = ModelState.UNAVAILABLE, "not loaded"
-        last = self.compilations.latest(who.tenant, name, version)
+        last = self.compilations.latest(who.tenant, source.name, source.version)
         if last is not None and last.state in (QUEUED, RUNNING):
             state, reason = ModelState.LOADING, f"compiling, {last.progress:.0%}"
         elif last is not None and last.state == FAILED:
-            reason = f"not compiled: {last.error}"
-        return ModelInfo(name, version, versions, state, reason)
+            before = (self._place(source) / STAMP).is_file()
+            reason = f"{'not loaded; the latest upload was ' if before else ''}not compiled: {last.error}"
+        return ModelInfo(source.name, source.version, versions, state, reason)
 
     async def load(self, who: Identity, name: str, parameters: dict[str, Any]) -> None:
         """Compile what has to be and load it. Files and a configuration may come along, as Triton's clients send
@@ -111,7 +120,8 @@ class Library:
         return await self.compilations.wait(self._compile(who, source, place, stamp))
 
     async def upload(self, who: Identity, name: str, version: str, body: AsyncIterator[bytes], load: bool) -> Compiling:
-        """Store a model's file and begin to compile it. What was compiled of an earlier file is of no use any more."""
+        """Store a model's file and begin to compile it. If it cannot be compiled, the file that was there before, and
+        could be, takes its place again."""
         await self.uploads.put_model(who.tenant, name, version, body)
         earlier = self.compilations.latest(who.tenant, name, version)
         if earlier is not None:
@@ -140,18 +150,26 @@ class Library:
         return self._compile(who, source, self._place(source), stamp, load)
 
     def _compile(self, who: Identity, source: Source, place: Path, stamp: str, load: bool = False) -> Compiling:
+        uploaded = place.is_relative_to(self.uploads.root)
+
         def finish(made: Path) -> Path:
-            if place.is_relative_to(self.uploads.root) and not place.is_dir():
+            if uploaded and not place.is_dir():
                 raise NotFoundError(no_model(source.name, source.version))  # removed meanwhile, or its tenant was
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
             (place / STAMP).unlink(missing_ok=True)
             made.replace(place / BUILT)
             (place / STAMP).write_text(stamp, encoding="utf-8")
+            if uploaded:
+                self.uploads.prove(place)
             if load:
                 self._models.load_package(who, source.name, source.version, str(place / BUILT))
             return place / BUILT
 
-        return self.compilations.start(who.tenant, source, finish)
+        def give_up() -> None:
+            if uploaded and _digest(source, self._config) == stamp:  # else something else was uploaded meanwhile
+                self.uploads.restore(place)
+
+        return self.compilations.start(who.tenant, source, finish, give_up)
 
     def _place(self, source: Source) -> Path:
         """Where a version's package is kept: beside an upload, apart from the operator's folder."""
@@ -159,17 +177,16 @@ class Library:
         return folder if folder.is_relative_to(self.uploads.root) else self._built / source.name / source.version
 
     async def _put_files(self, who: Identity, name: str, parameters: dict[str, Any]) -> None:
+        files = []
         for key, content in parameters.items():
-            if not key.startswith("file:"):
-                continue
-            version, _, file = key.removeprefix("file:").partition("/")
-            data = _decoded(key, content)
-            if file in SOURCES:
-                await self.uploads.put_model(who.tenant, name, version, _whole(data))
-            elif file == CALIBRATION:
-                await self.uploads.put_calibration(who.tenant, name, version, _whole(data))
-            else:
-                raise RequestError(f"{shown(key)}: files are <version>/{', '.join((*SOURCES, CALIBRATION))}")
+            if key.startswith("file:"):
+                version, _, file = key.removeprefix("file:").partition("/")
+                if file not in (*SOURCES, CALIBRATION):
+                    raise RequestError(f"{shown(key)}: files are <version>/{', '.join((*SOURCES, CALIBRATION))}")
+                files.append((check_version(version), file, _decoded(key, content)))
+        for version, file, data in files:
+            put = self.uploads.put_calibration if file == CALIBRATION else self.uploads.put_model
+            await put(who.tenant, name, version, _whole(data))
 
 
 async def _whole(data: bytes) -> AsyncIterator[bytes]:

@@ -18,6 +18,8 @@ from corepool.server.repository import CALIBRATION, ModelFolder, check_name, che
 from corepool.server.tensors import shown
 
 ONNX, PACKAGE = "model.onnx", "model.cpk"
+STAMP = "package.sha256"  # beside a version's files once they have been compiled
+ASIDE = ".before"  # a folder beside them: what was compiled, until what took its place has been too
 PACKAGE_MAGIC = b"COREPOOL"
 ZIP_MAGIC = b"PK\x03\x04"
 RESERVE_BYTES = 256 << 20  # of the disk is left for durable state
@@ -52,6 +54,7 @@ class Uploads:
             if not head:
                 raise RequestError("the body is empty: send an ONNX file or a package")
             target, other = (PACKAGE, ONNX) if head.startswith(PACKAGE_MAGIC) else (ONNX, PACKAGE)
+            _set_aside(path.parent)
             path.replace(path.parent / target)
             (path.parent / other).unlink(missing_ok=True)
             return path.parent / target
@@ -61,8 +64,27 @@ class Uploads:
         async with self._received(tenant, name, version, body) as (path, head):
             if not head.startswith(ZIP_MAGIC):
                 raise RequestError("calibration data must be a .npz file with an array [N, ...] for each input")
+            _set_aside(path.parent)
             path.replace(path.parent / CALIBRATION)
             return path.parent / CALIBRATION
+
+    def prove(self, folder: Path) -> None:
+        """What was uploaded into a version's folder has been compiled: what was there before is of no use any more."""
+        shutil.rmtree(folder / ASIDE, ignore_errors=True)
+
+    def restore(self, folder: Path) -> None:
+        """What was uploaded cannot be compiled: put what was there before in its place, if that could be. May be
+        repeated after a crash."""
+        if not (folder / ASIDE).is_dir():
+            return
+        for name in (ONNX, PACKAGE, CALIBRATION):
+            if (folder / ASIDE / name).exists():
+                link = folder / f".{secrets.token_hex(8)}.part"
+                os.link(folder / ASIDE / name, link)
+                link.replace(folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
+        self.prove(folder)
 
     def remove(self, tenant: str, name: str, version: str | None = None) -> None:
         """Delete a version, or all. Raises NotFoundError."""
@@ -148,6 +170,19 @@ class Uploads:
             if not self._writing[tenant]:
                 del self._writing[tenant]
         return path, head
+
+
+def _set_aside(folder: Path) -> None:
+    """Keep what was compiled while something else takes its place."""
+    if (folder / ASIDE).is_dir() or not (folder / STAMP).is_file():
+        return
+    made = folder / f"{ASIDE}.part"
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir(mode=0o700)
+    for name in (ONNX, PACKAGE, CALIBRATION):
+        if (folder / name).exists():
+            os.link(folder / name, made / name)
+    made.rename(folder / ASIDE)
 
 
 def _gone(tenant: str) -> NotFoundError:
