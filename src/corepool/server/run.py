@@ -81,7 +81,14 @@ async def serve_until(
         metrics_socket = stack.enter_context(_listen(settings.host, settings.metrics_port, "metrics_port"))
         counted = CountedLog(log, parts.traffic)
         rpc, rpc_port = _rpc_server(settings, parts.plane, parts.access, counted)
-        bodies = BodyLimits(limits.body_bytes, limits.upload_bytes, limits.body_timeout_s, limits.upload_timeout_s)
+        bodies = BodyLimits(
+            limits.body_bytes,
+            limits.upload_bytes,
+            limits.body_timeout_s,
+            limits.upload_timeout_s,
+            limits.held_bytes,
+            limits.tenant_held_bytes,
+        )
         servers = [
             (_http_server(rest_app(parts, bodies, counted), settings, parts.traffic.refused), rest_socket),
             (_http_server(metrics, settings, lambda status: None), metrics_socket),
@@ -144,7 +151,7 @@ def _http_server(app: Application, settings: Settings, refused: Callable[[int], 
     return _Server(
         uvicorn.Config(
             app,
-            http=connections(limits, refused),
+            http=connections(limits, refused),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
             log_config=None,

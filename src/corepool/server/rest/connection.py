@@ -12,7 +12,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from corepool.server.rest.direct import LEAST_BYTES, MOST_BYTES, Cycle, Rest, hand_over, room_for
+from corepool.server.rest.direct import LEAST_BYTES, MOST_BYTES, READ_BYTES, Cycle, Outgoing, Reader, room_for
 from corepool.server.rest.errors import error_body
 from corepool.server.settings import Limits
 
@@ -25,27 +25,34 @@ class RefusedError(Exception):
     """Stops the parser; the text goes to the client."""
 
 
-def connections(limits: Limits, refused: Callable[[int], None]) -> type[HttpToolsProtocol]:
-    """A class of connections with these limits; ``refused`` is told the status of what never became a request."""
-    return type("LimitedConnection", (_Connection,), {"limits": limits, "told": staticmethod(refused)})
+def connections(limits: Limits, refused: Callable[[int], None]) -> Callable[..., Reader]:
+    """Makes connections with these limits; ``refused`` is told the status of what never became a request."""
+
+    shared = memoryview(bytearray(READ_BYTES))
+
+    def connection(*args: Any, **named: Any) -> Reader:
+        return Reader(_Connection(limits, refused, *args, **named), shared)
+
+    return connection
 
 
 class _Connection(HttpToolsProtocol):
-    limits: Limits
-    told: Callable[[int], None]
+    reader: Reader
 
-    def __init__(self, *args: Any, **named: Any) -> None:
+    def __init__(self, limits: Limits, told: Callable[[int], None], *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
+        self.limits = limits
+        self.told = told
         self._late: asyncio.TimerHandle | None = None
         self._count = 0
         self._bytes = 0
-        self._first = b""  # the beginning of such a body
         self._rest = 0  # bytes that an inference's body still lacks, if it is one whose length is known
         self._complaint = ""
         self._refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = Outgoing(transport)  # type: ignore[assignment]
         if len(self.connections) > self.limits.connections:
             self._answer(503, f"{self.limits.connections} connections are open already: try again soon")
         else:
@@ -62,7 +69,11 @@ class _Connection(HttpToolsProtocol):
             super().data_received(data)
             if self._rest >= LEAST_BYTES:
                 self._read_directly()
-            self._keep_first()
+
+    @property
+    def within_body(self) -> bool:
+        """Whether a body is under way."""
+        return self.cycle is not None and self.cycle.more_body
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -86,54 +97,41 @@ class _Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._stop_waiting()
         super().on_headers_complete()
-        if self._rest > MOST_BYTES or not self.scope.get("path", "").endswith("/infer"):
+        self.cycle.__class__ = Cycle
+        if self._rest > MOST_BYTES or not self.scope["path"].endswith("/infer"):
             self._rest = 0
-        elif self.cycle is not None:
-            self.cycle.__class__ = Cycle
-            self.scope["cycle"] = self.cycle  # type: ignore[typeddict-unknown-key]
+        self.scope["cycle"] = self.cycle  # type: ignore[typeddict-unknown-key]
 
     def on_body(self, body: bytes) -> None:
         """Let the application wait until the whole body is there, or a good piece: each waking costs."""
         self._rest = max(self._rest - len(body), 0)
         if self.cycle.response_complete:
             return
-        self._keep_first()
-        if self._rest >= LEAST_BYTES and not self.cycle.body and len(body) < PIECE_BYTES:
-            self._first = body  # it may be copied straight to where the rest goes
-            return
         self.cycle.body += body
         if len(self.cycle.body) >= PIECE_BYTES:
             self.flow.pause_reading()
             self.cycle.message_event.set()
 
-    def _keep_first(self) -> None:
-        """The body's first piece goes where pieces go."""
-        if self._first:
-            self.cycle.body += self._first
-            self._first = b""
-
     def _read_directly(self) -> None:
         """Have the rest of the body written to where it stays."""
-        cycle, first = self.cycle, self._first or self.cycle.body
-        got = len(first)
+        cycle = self.cycle
+        got = len(cycle.body)
         closing = self._refused or self.transport.is_closing() or self.flow.read_paused or cycle.response_complete
         if closing or not cycle.more_body or not isinstance(cycle, Cycle) or got >= PIECE_BYTES:
             return
         room = room_for(got + self._rest)
-        room[:got] = first
-        self._first, cycle.body = b"", bytearray()
+        room[:got], cycle.body = cycle.body, bytearray()
         self._rest = 0
 
         def done() -> None:
             self.parser = httptools.HttpRequestParser(self)  # the old one waits for a body that it will never see
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-            hand_over(self.transport, self)
             if not cycle.response_complete:
                 cycle.whole = room
                 cycle.more_body = False
                 cycle.message_event.set()
 
-        hand_over(self.transport, Rest(self, room, got, done))
+        self.reader.read_into(room, got, done)
 
     def send_400_response(self, msg: str) -> None:
         self._answer(400, self._complaint or "this is not a sound HTTP request")
