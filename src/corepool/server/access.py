@@ -31,8 +31,7 @@ class KeyAccess:
 
     def admit(self, who: Identity, body_bytes: int) -> int:
         """See api.Access."""
-        self._tenants.admit(who, body_bytes)
-        return self._tenants.body_limit(who)
+        return self._tenants.admit(who, body_bytes)
 
     def knows(self, tenant: str) -> bool:
         """See api.Access."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -67,7 +67,7 @@ class ModelInfo:
     outputs: tuple[TensorInfo, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class InferRequest:
     """One inference. ``version`` None: the highest that is ready. ``lease`` None: the tenant's default lease.
 
@@ -83,8 +83,7 @@ class InferRequest:
     timeout_us: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Timings:
+class Timings(NamedTuple):
     """Wall-clock nanoseconds of the stages of one inference; ``host_ns`` are the model's steps on the processor."""
 
     queue_ns: int = 0
@@ -95,8 +94,7 @@ class Timings:
     host_ns: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Inferred:
+class Inferred(NamedTuple):
     """The answer: outputs by ONNX name, and what the device tells of the run."""
 
     model: str
@@ -106,7 +104,7 @@ class Inferred:
     device_us: float
     cores: int
     lease: str
-    timings: Timings = field(default_factory=Timings)
+    timings: Timings = Timings()
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ def set_up(level: str, form: str) -> ServerLog:
         logger.handlers = [_Forward()]
         logger.propagate = False
         logger.setLevel(logging.WARNING)
-    return ServerLog(structlog.get_logger())
+    return ServerLog(structlog.get_logger().bind())
 
 
 class _Forward(logging.Handler):
@@ -86,6 +86,8 @@ class ServerLog:
         if severe:
             tell = self._log.error
         elif fine and path.endswith(_QUIET_PATHS):
+            if not self._log.is_enabled_for(logging.DEBUG):
+                return
             tell = self._log.debug
         tell(
             "request",

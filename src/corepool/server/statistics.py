@@ -83,4 +83,7 @@ class Statistics:
                 del self._rows[key]
 
     def _row(self, tenant: str, model: str, version: str) -> ModelStatistics:
-        return self._rows.setdefault((tenant, model, version), ModelStatistics(model, version))
+        row = self._rows.get((tenant, model, version))
+        if row is None:
+            row = self._rows[tenant, model, version] = ModelStatistics(model, version)
+        return row

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -110,21 +111,23 @@ class Tenants:
             self._note_guessing(source)
             raise
 
-    def admit(self, who: Identity, body_bytes: int = 0) -> None:
-        """Count a request. Raises TooManyRequestsError over the tenant's rate, TooLargeError over its body limit."""
-        if who.role is Role.ADMIN:
-            return
-        row = self.row(who.tenant)
+    def admit(self, who: Identity, body_bytes: int = 0) -> int:
+        """Count a request; returns its body limit, see there. Raises TooManyRequestsError over the tenant's rate,
+        TooLargeError over its body limit."""
         limit = self.body_limit(who)
+        if who.role is Role.ADMIN:
+            return limit
+        row = self.row(who.tenant)
         if body_bytes > limit:
             raise TooLargeError(f"the request has {body_bytes} bytes; tenant {who.tenant!r} may send {limit}")
         per_s = self.limits.requests_per_s if row.requests_per_s is None else row.requests_per_s
         burst = self.limits.burst if row.burst is None else row.burst
-        wait = self._rates.take(who.tenant, Rate(per_s, burst))
+        wait = self._rates.take(who.tenant, _rate(per_s, burst))
         if wait:
             raise TooManyRequestsError(
                 f"tenant {who.tenant!r} may send {per_s:g} requests a second: try again in {wait:.3g} s", wait
             )
+        return limit
 
     def body_limit(self, who: Identity) -> int:
         """Bytes that one request of this sender may have; the server's own limit for operators."""
@@ -392,6 +395,9 @@ class Tenants:
             raise no_tenant(tenant)
         if tenant:
             self.row(tenant)
+
+
+_rate = lru_cache(1024)(Rate)  # made once: each request asks for its tenant's
 
 
 def identity_of(row: KeyRow) -> Identity:

@@ -11,8 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from corepool.errors import NotFoundError
 from corepool.server.api import Identity, Inferred, InferRequest, Role
@@ -32,8 +31,7 @@ def ident_of(given: str) -> str:
     return given if _IDENT.fullmatch(given) else f"{_numbers.getrandbits(64):016x}"
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+class Trace(NamedTuple):
     """``ended_us`` is wall time in microseconds since 1970; ``stages`` are nanoseconds by STAGES, all 0 without an
     answer."""
 
@@ -44,7 +42,12 @@ class Trace:
     ended_us: int
     total_ns: int
     stages: tuple[int, ...]
-    about: dict[str, Any]
+    run: tuple[int, float, int, str] | None  # cycles, microseconds on the device, cores, lease
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The run by names, for users."""
+        return {} if self.run is None else dict(zip(("cycles", "device_us", "cores", "lease"), self.run, strict=True))
 
 
 class Traces:
@@ -63,13 +66,12 @@ class Traces:
         if not ident:
             return
         stages: tuple[int, ...] = (0,) * len(STAGES)
-        version, about = request.version or "", {}
+        version, run = request.version or "", None
         if isinstance(outcome, Inferred):
             stages, version = stages_ns(outcome.timings), outcome.version
-            about = {"cycles": int(outcome.cycles), "device_us": float(outcome.device_us),
-                     "cores": int(outcome.cores), "lease": outcome.lease}  # fmt: skip
+            run = int(outcome.cycles), float(outcome.device_us), int(outcome.cores), outcome.lease
         now = time.time_ns() // 1000
-        made = Trace(who.tenant, request.model, version, outcome_of(outcome), now, total_ns, stages, about)
+        made = Trace(who.tenant, request.model, version, outcome_of(outcome), now, total_ns, stages, run)
         with self._lock:
             self._all.pop((who.tenant, ident), None)
             self._all[who.tenant, ident] = made

@@ -171,6 +171,8 @@ class Catalog:
                 raise NotFoundError(f"there is no {which}")
             if version is not None:
                 return held[version]
+            if len(held) == 1:
+                return next(iter(held.values()))
             ready = [each for each in held.values() if each.state is not ModelState.UNAVAILABLE]
             return max(ready or held.values(), key=lambda each: order_of(each.version))
 

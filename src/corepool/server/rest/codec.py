@@ -6,8 +6,7 @@ It must not know routes or models.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic_core import from_json as parse_json
 from pydantic_core import to_json as write_json
@@ -30,14 +29,13 @@ MAX_LISTS = 1 << 18  # and objects; a nested image has one for each row, or for 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """A request, and how it wants to be answered: its id, and which outputs in binary."""
 
     request: InferRequest
     id: str | None
-    binary: Mapping[str, bool] = field(default_factory=dict)
-    binary_default: bool = False
+    binary: Mapping[str, bool]
+    binary_default: bool
 
 
 def load_json(data: bytes | memoryview, most_bytes: int = MAX_TEXT_BYTES, most_values: int | None = None) -> Any:

@@ -44,6 +44,7 @@ class _Connection(HttpToolsProtocol):
         self.limits = limits
         self.told = told
         self._late: asyncio.TimerHandle | None = None
+        self._within_head = False
         self._count = 0
         self._bytes = 0
         self._rest = 0  # bytes that an inference's body still lacks, if it is one whose length is known
@@ -67,6 +68,8 @@ class _Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.parser is not None and not self._refused and not self.transport.is_closing():
             super().data_received(data)
+            if self._within_head and self._late is None and not self._refused:
+                self._wait_for_headers()
             if self._rest >= LEAST_BYTES:
                 self._read_directly()
 
@@ -78,8 +81,7 @@ class _Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._count = self._bytes = self._rest = 0
-        if self._late is None:
-            self._wait_for_headers()
+        self._within_head = True
 
     def on_url(self, url: bytes) -> None:
         self._take(len(url))
@@ -95,6 +97,7 @@ class _Connection(HttpToolsProtocol):
             self._rest = int(value[:20])
 
     def on_headers_complete(self) -> None:
+        self._within_head = False
         self._stop_waiting()
         super().on_headers_complete()
         self.cycle.__class__ = Cycle

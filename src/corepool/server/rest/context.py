@@ -5,6 +5,7 @@ It must not know single routes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -49,6 +50,15 @@ class Parts:
     traffic: Traffic = field(default_factory=Traffic)  # what was answered
 
 
+def headers_of(scope: MutableMapping[str, Any]) -> Mapping[str, str]:
+    """A request's headers by their names in small letters; of several alike the first. Read once."""
+    found: Mapping[str, str] | None = scope.get("by_name")
+    if found is None:
+        found = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
+        scope["by_name"] = found
+    return found
+
+
 class Guard:
     """Says who asks."""
 
@@ -58,17 +68,18 @@ class Guard:
     async def who(self, request: Request) -> Identity:
         """The key's identity; an operator may name a tenant to act for. Raises AuthenticationError,
         PermissionDeniedError and TooManyRequestsError."""
-        client, headers = request.client, request.headers
-        who = await self._access.identify(headers.get("authorization"), client.host if client else "")
+        scope = request.scope
+        client, headers = scope.get("client"), headers_of(scope)
+        who = await self._access.identify(headers.get("authorization"), client[0] if client else "")
         announced = headers.get("content-length", "0")
-        uploads = request.scope.get("is_upload", False)  # files have a limit of their own
+        uploads = scope.get("is_upload", False)  # files have a limit of their own
         limit = self._access.admit(who, 0 if uploads or not announced.isdigit() else int(announced[:20]))
         if not uploads:
-            request.scope["body_limit"] = limit
-        tenant = headers.get(TENANT_HEADER)
+            scope["body_limit"] = limit
+        tenant = headers.get(TENANT_HEADER.lower())
         if tenant is not None:
             who = acting_for(self._access, who, tenant)
-        request.scope["tenant"] = who.tenant
+        scope["tenant"] = who.tenant
         return who
 
     async def tenant(self, request: Request) -> Identity:
