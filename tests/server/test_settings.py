@@ -42,6 +42,12 @@ def test_flag_before_environment_before_file_before_default(tmp_path: Path, monk
         ("[limits]\nbody_bytes = 0", "limits.body_bytes"),
         ("[limits", "not a TOML file"),
         ("rest_port = 1\nrest_port = 2", "not a TOML file"),
+        ("rest_port = true", "rest_port"),
+        ("[limits]\nin_flight = true", "limits.in_flight"),
+        ("[limits]\nbody_timeout_s = true", "limits.body_timeout_s"),
+        ("[limits]\nbody_bytes = 99999999999999999999", "limits.body_bytes"),
+        ("[limits]\nbody_timeout_s = nan", "limits.body_timeout_s"),
+        ("state_dir = ''", "state_dir"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, text: str, named: str) -> None:
@@ -50,6 +56,15 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, text: str, named: str)
     with pytest.raises(ConfigError, match=named) as caught:
         load_settings(file)
     assert str(file) in str(caught.value)
+
+
+def test_empty_variables_set_nothing_that_may_be_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COREPOOL_DATABASE_URL", "")
+    monkeypatch.setenv("COREPOOL_MODEL_REPOSITORY", "")
+    assert (load_settings().database_url, load_settings().model_repository) == (None, None)
+    monkeypatch.setenv("COREPOOL_STATE_DIR", "")
+    with pytest.raises(ConfigError, match="state_dir"):
+        load_settings()
 
 
 def test_unknown_variables_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,8 @@ class Client:
             answer = self._http.request(method, path, **more)
         except httpx.InvalidURL as error:
             raise InputError(f"{self.url}: {error}") from None
+        except ValueError:  # of the JSON that is to be sent
+            raise InputError("a number that is infinite, or none, cannot be sent") from None
         except httpx.TimeoutException:
             raise UnavailableError(f"{self.url} did not answer in time") from None
         except (httpx.ConnectError, httpx.UnsupportedProtocol) as error:

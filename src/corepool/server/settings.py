@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from corepool.errors import ConfigError
 
@@ -21,7 +22,7 @@ PREFIX = "COREPOOL_"
 OTHERS = ("DEBUG", "URL", "KEY", "TENANT", "SETTINGS")  # COREPOOL_... that other parts read, or that names the file
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1 << 62)]
 Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
 HIDDEN = "**********"
 
@@ -30,6 +31,19 @@ class Table(BaseModel):
     """A table of settings: unknown keys are refused, nothing changes later."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _one_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        """In a file, true is no number. An empty text stands for what is not set, and is no path."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and kind in (int, float):
+            raise PydanticCustomError("no_number", "Input should be a number")
+        if value == "" and type(None) in typing.get_args(kind):
+            return None
+        if value == "" and kind is Path:
+            raise PydanticCustomError("no_path", "Input should be a path")
+        return value
 
 
 class Limits(Table):
@@ -41,6 +55,8 @@ class Limits(Table):
     headers: Count = Field(default=100, description="Headers of a request")
     header_bytes: Count = Field(default=32 << 10, description="Request line and headers together")
     connections: Count = Field(default=1024, description="Open connections for REST")
+    held_bytes: Count = Field(default=4 << 30, description="Bodies in memory at a time, of all tenants (REST)")
+    tenant_held_bytes: Count = Field(default=1 << 30, description="Bodies in memory at a time, of one tenant (REST)")
     in_flight: Count = Field(default=256, description="Inferences under way, of all tenants")
     tenant_in_flight: Count = Field(default=64, description="Inferences under way, of one tenant")
     header_timeout_s: Seconds = Field(default=10.0, description="Until a connection has sent a request's headers")

@@ -261,7 +261,12 @@ class Engine:
     def _too_late(self, ticket: Ticket) -> None:
         """On the timer's thread: the time that a request allowed is over."""
         if not ticket.future.done():
-            self._jobs.refuse(ticket, DeadlineExceededError(f"{ticket.request.timeout_us} microseconds have passed"))
+            self._jobs.refuse(
+                ticket,
+                DeadlineExceededError(
+                    f"no answer within the {ticket.request.timeout_us} microseconds that the request gave"
+                ),
+            )
             self._withdraw(ticket)
 
     def _withdraw(self, ticket: Ticket) -> None:

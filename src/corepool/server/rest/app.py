@@ -23,7 +23,7 @@ from corepool.server.rest.control import PREFIX, lease_routes, model_routes
 from corepool.server.rest.errors import error_response, plain_error
 from corepool.server.rest.gate import BodyLimits, Gate, Scope
 from corepool.server.rest.operations import operations_routes
-from corepool.server.rest.protocol import InferenceFirst, inference_routes, not_found, protocol_routes
+from corepool.server.rest.protocol import InferenceFirst, inference_routes, nothing_at, protocol_routes
 from corepool.server.rest.tenancy import tenancy_routes
 
 
@@ -74,9 +74,10 @@ async def _refused(request: Request, error: Exception) -> Response:
     if isinstance(error.__cause__, CorepoolError):  # the gate's, on the way through the framework's own reading
         return error_response(error.__cause__)
     if error.status_code == 404:
-        return error_response(not_found(request.url.path))
+        return error_response(nothing_at(request.url.path))
     if error.status_code == 405:
-        return plain_error(405, f"{request.method} is not allowed here", dict(error.headers or {}))
+        headers = {name: value.replace("GET", "GET, HEAD") for name, value in (error.headers or {}).items()}
+        return plain_error(405, f"{request.method} is not allowed here", headers)
     return plain_error(error.status_code, str(error.detail), dict(error.headers or {}))
 
 

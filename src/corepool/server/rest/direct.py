@@ -72,7 +72,7 @@ class Cycle(RequestResponseCycle):
         return message
 
     async def send(self, message: Any) -> None:
-        if message["type"] == "http.response.start":
+        if message["type"] == "http.response.start" and self.scope["method"] != "HEAD":  # else nothing follows
             self.transport.hold()  # type: ignore[attr-defined]
         await super().send(message)
 

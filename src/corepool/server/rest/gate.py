@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from corepool.errors import RequestError, TooLargeError, UnsupportedError
+from corepool.errors import RequestError, TooLargeError, TooManyRequestsError, UnsupportedError
 from corepool.server.context import RequestLog
 from corepool.server.rest.errors import error_response
 from corepool.server.traces import ident_of, request_id
@@ -31,12 +31,41 @@ _SMALL = 1 << 16  # bytes of an answer that fit into buffers anyway
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """Bytes of a body, of an uploaded file, and seconds in which a body must have arrived."""
+    """Bytes of a body, of an uploaded file, seconds in which a body must have arrived, and bytes of all bodies that are
+    in memory at a time, and of one tenant's."""
 
     body_bytes: int = 64 << 20
     upload_bytes: int = 1 << 30
     body_timeout_s: float = 60.0
     upload_timeout_s: float = 3600.0
+    held_bytes: int = 4 << 30
+    tenant_held_bytes: int = 1 << 30
+
+
+class _Room:
+    """The memory that bodies take until they are answered, in all and by tenant."""
+
+    def __init__(self, limits: BodyLimits) -> None:
+        self._limits = limits
+        self._all = 0
+        self._by_tenant: dict[str, int] = {}
+
+    def take(self, tenant: str, count: int) -> None:
+        """Raises TooManyRequestsError, and takes nothing, if there is no room."""
+        own = self._by_tenant.get(tenant, 0) + count
+        if own > self._limits.tenant_held_bytes:
+            limit = self._limits.tenant_held_bytes
+            raise TooManyRequestsError(f"requests of this tenant fill {limit} bytes already: wait for their answers")
+        if self._all + count > self._limits.held_bytes:
+            raise TooManyRequestsError(f"requests fill {self._limits.held_bytes} bytes already: try again soon")
+        self._by_tenant[tenant] = own
+        self._all += count
+
+    def give_back(self, tenant: str, count: int) -> None:
+        self._all -= count
+        self._by_tenant[tenant] -= count
+        if not self._by_tenant[tenant]:
+            del self._by_tenant[tenant]
 
 
 class Gate:
@@ -49,13 +78,16 @@ class Gate:
         self._limits = limits
         self._log = log
         self._is_upload = is_upload
+        self._room = _Room(limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
-        path = scope["path"]
+        path, method = scope["path"], scope["method"]
+        if method == "HEAD":  # an answer without its body, which is the connection's matter
+            scope = {**scope, "method": "GET"}
         if path.endswith("/") and path != "/":  # /v2 and /v2/ are one
             scope["path"] = path[:-1]
         scope["server_limit"] = self._limits.body_bytes
@@ -67,28 +99,30 @@ class Gate:
             send,
             limits.upload_bytes if upload else limits.body_bytes,
             limits.upload_timeout_s if upload else limits.body_timeout_s,
+            self._room,
         )
         request_id.set(passage.request_id)
         begin = time.perf_counter()
         try:
             passage.check_length()
             await self._app(scope, passage.receive, passage.send)
-        except (TooLargeError, RequestError) as error:
+        except (TooLargeError, TooManyRequestsError, RequestError) as error:
             await passage.last_resort(error, scope)
         except Exception as error:
             self._log.crashed(passage.request_id, error)
             await passage.last_resort(error, scope)
         finally:
+            passage.leave()
             source = (scope.get("client") or ("", 0))[0]
             spent = time.perf_counter() - begin
             tenant = scope.get("tenant", "")
-            self._log.request(scope["method"], path, passage.status, spent, passage.request_id, source, tenant)
+            self._log.request(method, path, passage.status, spent, passage.request_id, source, tenant)
 
 
 class _Passage:
     """One request on its way in and out."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int, timeout_s: float) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int, timeout_s: float, room: _Room) -> None:
         self._receive = receive
         self._send = send
         self._scope = scope
@@ -98,6 +132,8 @@ class _Passage:
         self._length: bytes | None = None
         self._expects = False
         self._read = 0
+        self._room = room
+        self._held: tuple[str, int] | None = None  # whose, and how many bytes of room
         given = ""
         for name, value in scope["headers"]:
             if name == b"content-length":
@@ -134,8 +170,20 @@ class _Passage:
             limit = min(self._limit, self._scope.get("body_limit", self._limit))  # the sender's own may be lower
             if self._read > limit:
                 raise TooLargeError(f"the body is larger than the limit of {limit} bytes")
+            if not self._scope["is_upload"]:  # files go to the disk as they come
+                self._hold(len(message.get("body", b"")))
             self._whole = not message.get("more_body", False)
         return message
+
+    def _hold(self, count: int) -> None:
+        whose, held = self._held or (self._scope.get("tenant", ""), 0)
+        self._room.take(whose, count)
+        self._held = whose, held + count
+
+    def leave(self) -> None:
+        """The request is over."""
+        if self._held is not None:
+            self._room.give_back(*self._held)
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":

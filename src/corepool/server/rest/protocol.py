@@ -6,6 +6,7 @@ It must not know what requests mean: each route asks the data plane.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
@@ -16,12 +17,12 @@ from pydantic_core import to_json as write_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from corepool.errors import CorepoolError, NotFoundError, RequestError, UnavailableError
+from corepool.errors import CorepoolError, NotFoundError, RequestError, UnavailableError, UnsupportedError
 from corepool.server.api import Identity, ModelInfo, TensorInfo
 from corepool.server.dataplane import DataPlane
 from corepool.server.rest import schemas
 from corepool.server.rest.codec import HEADER_LENGTH, load_json, read_request, write_response
-from corepool.server.rest.context import Guard, role
+from corepool.server.rest.context import Guard, headers_of, role
 from corepool.server.rest.errors import error_response, schema
 from corepool.server.rest.gate import Application, Receive, Scope, Send, read_body, read_buffer, unpacked, until_gone
 from corepool.server.tensors import shown
@@ -239,12 +240,12 @@ def _inference(scope: Scope) -> dict[str, str] | None:
 
 async def _infer(plane: DataPlane, who: Identity, request: Request) -> Response:
     name, version = _named(request)
-    scope, headers = request.scope, request.headers
+    scope, headers = request.scope, headers_of(request.scope)
     limit = min(scope["server_limit"], scope["body_limit"])
     body, encoding = await read_buffer(request.receive), headers.get("content-encoding")
     if encoding is not None:  # in a thread: a small body may become a large one
         body = await asyncio.to_thread(unpacked, body, encoding, limit)
-    asked = read_request(name, version, body, headers.get(HEADER_LENGTH))
+    asked = read_request(name, version, body, headers.get(HEADER_LENGTH.lower()))
     result = await _unless_gone(plane.infer(who, asked.request), request)
     text, split = write_response(asked, result)
     if split is None:
@@ -354,6 +355,21 @@ def _repository_routes(router: APIRouter, plane: DataPlane, guard: Guard) -> Non
         return schemas.Empty()
 
 
-def not_found(path: str) -> NotFoundError:
+# What clients made for Triton may ask for beyond the extensions that there are, and what to say.
+UNSUPPORTED = (
+    (re.compile(r"/v2/(system|cuda)sharedmemory/.*"), "shared memory is not supported; send the data"),
+    (
+        re.compile(r"/v2/(models/[^/]+/)?trace/setting"),
+        "there are no trace settings: the latest inferences are at /v2/corepool/traces/<x-request-id>",
+    ),
+    (re.compile(r"/v2/logging"), "logging is set when the server starts"),
+    (re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/generate(_stream)?"), "models here generate no text; use infer"),
+)
+
+
+def nothing_at(path: str) -> CorepoolError:
     """The error for a path that no route has."""
+    for pattern, text in UNSUPPORTED:
+        if pattern.fullmatch(path):
+            return UnsupportedError(text)
     return NotFoundError(f"there is nothing at {shown(path)}")

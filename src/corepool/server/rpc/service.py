@@ -103,6 +103,7 @@ class _Guarded:
             answer = MESSAGES["ModelStreamInferResponse"]()
             try:
                 answer.infer_response.CopyFrom(await self._answer(data, context, whose))
+                answer.infer_response.parameters["triton_final_response"].bool_param = True  # each has one answer
             except Exception as error:
                 code = code_of(error)
                 if code is grpc.StatusCode.UNAUTHENTICATED:
