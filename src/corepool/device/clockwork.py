@@ -65,6 +65,7 @@ class Clockwork:
         self._courses: dict[int, Course] = {}  # by lease number, of those whose latest run is known as a whole
         self._repeating: Sequence[CoreProgram] | None = None  # programs of a lease that was started to repeat its run
         self._repeater = -1  # its number
+        self._late: dict[int, int] = {}  # by lease number: cycles that its instructions' times are behind, see ``rows``
         self._cores: dict[int, tuple[int, ...]] = {}
         self._programs: dict[int, tuple[CoreProgram, ...]] = {}
         self._state = _layout(config)
@@ -88,11 +89,9 @@ class Clockwork:
         # All is as that run left it; what it was is known, only not yet when it ends and who will look.
         begin = -(-self.now // self.config.slot_period) * self.config.slot_period
         lease = self._lease[number]
-        by = begin - int(lease[kernel.START])
+        by = begin - self._lease.item(number, kernel.START)
         lease[_TIMES] += by
-        for core in self._cores[number]:
-            times = self.rows(core)[:, TIMING_COLUMNS:]
-            np.add(times, by, out=times, where=times != kernel.UNKNOWN)
+        self._late[number] = self._late.get(number, 0) + by
         lease[kernel.STATE] = kernel.RUNNING
         self._repeating, self._repeater = programs, number
         return begin
@@ -104,7 +103,7 @@ class Clockwork:
             self._start(self._repeater, programs, int(self._lease[self._repeater, kernel.WINDOW]))
 
     def _running(self) -> bool:
-        return bool((self._lease[:, kernel.STATE] == kernel.RUNNING).any())
+        return kernel.RUNNING in self._lease[:, kernel.STATE].tolist()
 
     def _start(self, number: int, programs: Sequence[CoreProgram], window_bytes: int) -> int:
         self.release(number)
@@ -139,7 +138,7 @@ class Clockwork:
         """Advance time until the lease has stopped, at most to cycle ``limit``."""
         if not self.running(number):
             return
-        begin, window = self._lease[number, [kernel.START, kernel.WINDOW]].tolist()
+        begin, window = self._lease.item(number, kernel.START), self._lease.item(number, kernel.WINDOW)
         if self._repeating is not None and self._repeater == number:
             length = self._courses[number].length
             if limit is None or begin + length <= limit:
@@ -175,7 +174,12 @@ class Clockwork:
         return int(lease[kernel.SYNCS]) + int(0 < lease[kernel.RELEASE] <= until + 1)
 
     def running(self, number: int) -> bool:
-        return bool(self._lease[number, kernel.STATE] == kernel.RUNNING)
+        return self._lease.item(number, kernel.STATE) == kernel.RUNNING
+
+    def until(self, number: int) -> int:
+        """The cycle up to which the latest run of a lease has got."""
+        self._work_out()
+        return self.now if self.running(number) else self._lease.item(number, kernel.END)
 
     def release(self, number: int) -> None:
         """Take the lease out of the loop, whatever it does, and forget its programs."""
@@ -183,6 +187,7 @@ class Clockwork:
         if self._repeater == number:
             self._repeating = None
         self._courses.pop(number, None)
+        self._late.pop(number, None)
         self._programs.pop(number, None)
         kernel.halt(self._state)
         for core in self._cores.pop(number, ()):
@@ -212,7 +217,16 @@ class Clockwork:
     def rows(self, core: int) -> Ints:
         """The program of a core with its times [n, 14]: see ``timing.LEFT``, ``STARTED``, ``ENDED_AT`` (a view)."""
         self._work_out()
-        base, count = int(self._core[core, kernel.BASE]), int(self._core[core, kernel.COUNT])
+        number = self._core.item(core, kernel.LEASE)
+        late = self._late.pop(number, 0)
+        if late:
+            for each in self._cores[number]:
+                times = self._rows(each)[:, TIMING_COLUMNS:]
+                np.add(times, late, out=times, where=times != kernel.UNKNOWN)
+        return self._rows(core)
+
+    def _rows(self, core: int) -> Ints:
+        base, count = self._core.item(core, kernel.BASE), self._core.item(core, kernel.COUNT)
         return self._program[base : base + count]
 
     def _place(self, total: int) -> int:

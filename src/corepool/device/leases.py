@@ -69,6 +69,9 @@ class LeasingDevice(Device, Generic[H]):
     def _settle(self, held: H) -> None:
         """Called before the window is looked at or changed: what has happened in it must be there."""
 
+    def _written(self, held: H, offset: int, size: int) -> None:
+        """The host has written to these bytes of the window."""
+
     def _clear_cores(self, held: H) -> None:
         """Zero the on-chip memories of the lease's cores."""
 
@@ -116,6 +119,7 @@ class LeasingDevice(Device, Generic[H]):
             for bank in targets:
                 start = held.bases[bank] + offset
                 self._banks.array[bank, start : start + flat.size] = flat.view(np.int8)
+        self._written(held, offset, flat.size)
 
     def read(self, lease: Lease, offset: int, size: int, bank: int | None = None) -> Bytes:
         held = self._get(lease)
@@ -181,7 +185,7 @@ class LeasingDevice(Device, Generic[H]):
 
     def _get(self, lease: Lease) -> H:
         held = self._held.get(lease.number)
-        if held is None or held.lease != lease:
+        if held is None or (held.lease is not lease and held.lease != lease):
             raise DeviceError(f"lease {lease.number} of epoch {lease.epoch} is closed; open a new one")
         return held
 

@@ -5,7 +5,6 @@ It must not know networks or how streams were made. Time first, since data never
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,14 +14,12 @@ import numpy.typing as npt
 from corepool.config import HardwareConfig
 from corepool.device.base import (
     Boundary,
-    BytesLike,
     Completion,
     Counters,
     Fault,
     FaultReport,
     Lease,
     Position,
-    as_bytes,
 )
 from corepool.device.decode import KIND, KIND_SYNC, STEPS, Decoded, decode_stream, writes_into
 from corepool.device.leases import Held, LeasingDevice, Placed
@@ -41,6 +38,7 @@ Ints = npt.NDArray[np.int64]
 class _Held(Held):
     """What the device keeps about an open lease."""
 
+    windows: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # [banks]: where they begin
     streams: Placed = field(default_factory=list)
     programs: list[Decoded] = field(default_factory=list)
     core_programs: list[CoreProgram] = field(default_factory=list)
@@ -79,7 +77,7 @@ class Simulator(LeasingDevice[_Held]):
         return self._clock.now
 
     def _hold(self, lease: Lease, bases: dict[int, int]) -> _Held:
-        held = _Held(lease, bases)
+        held = _Held(lease, bases, windows=np.array([bases.get(bank, 0) for bank in range(self.config.banks)]))
         self._clear_cores(held)
         return held
 
@@ -112,9 +110,7 @@ class Simulator(LeasingDevice[_Held]):
         held.constant = not any(writes_into(program, word, begin, end) for program in held.programs)
         held.streams_begin, held.streams_end = begin, end
 
-    def write(self, lease: Lease, offset: int, data: BytesLike, banks: Sequence[int] | None = None) -> None:
-        super().write(lease, offset, data, banks)
-        held, size = self._get(lease), as_bytes(data).size
+    def _written(self, held: _Held, offset: int, size: int) -> None:
         held.written |= offset < held.streams_end and offset + size > held.streams_begin
 
     def clear(self, lease: Lease) -> None:
@@ -155,7 +151,7 @@ class Simulator(LeasingDevice[_Held]):
         course = clock.course(lease.number)
         if course is not None and held.counted is not None and held.counted[0] is course:
             return held.counted[1]
-        columns, until = clock.lease(lease.number), self._until(lease)
+        columns, until = clock.lease(lease.number), clock.until(lease.number)
         done = [self._ended(core, until) for core in lease.cores]
         traffic = clock.traffic(lease.number)
         made = Counters(
@@ -176,7 +172,7 @@ class Simulator(LeasingDevice[_Held]):
         held = self._get(lease)
         if not held.ever_started:
             return []
-        kernel, until = self._kernel, self._until(lease)
+        kernel, until = self._kernel, self._clock.until(lease.number)
         lines = []
         for core, program in zip(lease.cores, held.programs, strict=True):
             rows = self._clock.rows(core)
@@ -201,11 +197,6 @@ class Simulator(LeasingDevice[_Held]):
         if changed:
             self._programmed(held)
 
-    def _until(self, lease: Lease) -> int:
-        """The cycle up to which the latest run has got."""
-        columns = self._clock.lease(lease.number)
-        return self._clock.now if self._clock.running(lease.number) else int(columns[self._kernel.END])
-
     def _ended(self, core: int, until: int, since: int = -1) -> npt.NDArray[np.intp]:
         ended = self._clock.rows(core)[:, self._kernel.ENDED_AT]
         return np.flatnonzero((ended > since) & (ended <= until))
@@ -214,11 +205,10 @@ class Simulator(LeasingDevice[_Held]):
         """Let everything take effect that ended since the last time, in order of end, core, unit and place."""
         if self._pass is None or not held.ever_started:
             return
-        until = self._until(held.lease)
+        until = self._clock.until(held.lease.number)
         if until <= held.settled:
             return
-        bases = np.zeros(self.config.banks, np.int64)
-        bases[list(held.bases)] = list(held.bases.values())
+        bases = held.windows
         course = self._clock.course(held.lease.number)
         whole = course is not None and held.settled < int(self._clock.lease(held.lease.number)[self._kernel.START])
         if whole and held.effects is not None and held.effects[0] is course:

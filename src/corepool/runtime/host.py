@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -138,7 +139,13 @@ class HostPort:
         if self.offset < 0 or min(self.channels, self.height, self.width) < 1:
             raise PackageError(f"port {self.name!r}: place or size is impossible")
 
-    @property
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether the ONNX tensor is the map's channels, rows and columns in this order, only joined otherwise."""
+        names = [name for group in self.axes for name in group]
+        return names == sorted(names, key="chw".index)
+
+    @cached_property
     def map_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the map before folding: what the ONNX tensor is a view of."""
         if self.fold is not None:
@@ -268,4 +275,6 @@ def _unpack_codes(port: HostPort, data: ByteArray) -> npt.NDArray[np.int8]:
     flat = np.ascontiguousarray(data).reshape(-1).view(np.int8)
     words = flat.reshape(-1, port.height, port.width, port.block)
     planes = words.transpose(0, 3, 1, 2).reshape(-1, port.height, port.width)[: port.channels]
+    if port.in_order:
+        return planes.reshape(port.shape)
     return np.asarray(from_map(planes, port.axes, port.shape))

@@ -24,18 +24,21 @@ Words = npt.NDArray[np.uint64]  # or uint32
 
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
 _compiled = njit(**_OPTIONS)
+_reordering = njit(fastmath={"reassoc"}, **_OPTIONS)
 
 
-@_compiled
+@_reordering
 def _quantise(source: Floats, scale: Float, low: Float, high: Float, zero_point: Float, codes: Int8s) -> Int:
-    """``codes`` of a flat array as ONNX QuantizeLinear makes them; returns how many values were NaN."""
-    bad = 0
+    """``codes`` of a flat array as ONNX QuantizeLinear makes them; returns whether one was NaN."""
+    total = np.float32(0)
     for n in range(source.size):
-        value = source[n] / scale
-        bad += value != value  # scale is positive and finite, so only NaN gives NaN
+        value = source[n] / scale  # which is positive and finite, so only NaN gives NaN
+        value = low if value < low else value
+        value = high if value > high else value
+        total += value  # finite but for NaN, which passes the comparisons
         # Clipped before the zero point is added, all sums are small whole numbers and exact.
-        codes[n] = np.int8(np.int32(min(max(np.rint(value), low), high) + zero_point))
-    return bad
+        codes[n] = np.int8(np.int32(np.rint(value) + zero_point))
+    return total != total
 
 
 @_compiled
@@ -92,12 +95,12 @@ def _quantise_and_lay(
     source: Floats, scales: tuple[Float, Float, Float, Float], codes: Int8s,
     fold: tuple[Int, Int, Int, Int, Int], channels: Int, row: Words, words: Words,
 ) -> Int:  # fmt: skip
-    """Both in one go, so that the interpreter is given away once. Returns how many values were NaN."""
+    """Both in one go, so that the interpreter is given away once. Returns whether a value was NaN."""
     scale, low, high, zero_point = scales
-    bad = _quantise(source.reshape(-1), scale, low, high, zero_point, codes.reshape(-1))
-    if not bad:
+    unsound = _quantise(source.reshape(-1), scale, low, high, zero_point, codes.reshape(-1))
+    if not unsound:
         _lay(codes, fold, channels, row, words)
-    return bad
+    return unsound
 
 
 class Packer:
@@ -119,7 +122,11 @@ class Packer:
     def pack(self, array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         """The bytes of the map, valid until the next call. ``array`` has the port's type and shape; raises InputError
         for NaN."""
-        source = np.ascontiguousarray(to_map(array, self.port.axes, self.port.map_shape))
+        port = self.port
+        if port.in_order:
+            source = np.ascontiguousarray(array).reshape(port.map_shape)
+        else:
+            source = np.ascontiguousarray(to_map(array, port.axes, port.map_shape))
         if self.port.dtype == "float32":
             room = self._fold, self.port.channels, self._row, self._words
             if _quantise_and_lay(source, self._scales, self._codes, *room):
