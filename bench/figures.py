@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from corepool.compiler.dynamic import link
+from corepool.compiler.dynamic.prepare import dealing_of, tables_of
 from corepool.compiler.model import ModelPackage
 from corepool.compiler.static import compile_model, reference
 from corepool.compiler.static.compare import layer_differences
@@ -173,7 +174,20 @@ def dynamic_compile(bench: Bench) -> list[Row]:
             worst99, worst50 = max(worst99, float(np.quantile(times, 0.99))), max(worst50, float(np.median(times)))
         shown = f"p99 {worst99:.2f} ms, p50 {worst50:.2f} ms"
         rows.append(Row("dynamic compile, worst n", model.name, "p99 <= 0.5 ms", worst99, shown, worst99 <= 0.5))
+        rows.append(_preparation(model))
     return rows
+
+
+def _preparation(model: Model) -> Row:
+    """What the first link of a package makes and keeps for all numbers of cores."""
+    package = ModelPackage.open(model.cpk, CONFIG)
+    tables_of(package)
+    begin = time.perf_counter()
+    dealing_of(package, 1)
+    taken = 1e3 * (time.perf_counter() - begin)
+    kept = sum(array.nbytes for n in range(1, 17) for array in dealing_of(package, n))
+    shown = f"{taken:.1f} ms, {kept / 1e6:.1f} MB ({100 * kept / package.size:.1f}% of the package)"
+    return Row("dealing prepared for all n", model.name, "-", {"ms": taken, "bytes": kept}, shown, True)
 
 
 def static_compile(bench: Bench) -> list[Row]:

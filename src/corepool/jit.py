@@ -1,4 +1,4 @@
-"""The one door to numba: its decorator, with a cache on disk that can never be stale.
+"""The one door to numba: its decorator, with a cache on disk that can never be stale, and a word for short loops.
 
 It must not know what is compiled. numba keeps compiled code until the function's own file changes, even if a function
 that it calls in another file did change. So the cache's folder is named after the contents of all files that matter.
@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from llvmlite import ir
+from numba import types
 from numba.core import caching
+from numba.extending import intrinsic
 
 _COMPILED = (b"njit", b"@hot", b"@inlined")  # what files with compiled functions hold
 _CONSTANTS = ("table.py", "tables.py", "rows.py")  # whose numbers compiled code has taken in
@@ -69,3 +72,17 @@ _prepare()
 _own_names()
 
 njit: Callable[..., Any] = numba.njit
+
+
+def _nothing(typing_context: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.asm(ir.FunctionType(ir.VoidType(), []), "", "", [], True, "nothing")
+        return context.get_dummy_value()
+
+    return types.none(), generate
+
+
+# In compiled code, as the last word of a loop's body: the loop is left as it is written. One that mostly runs once or
+# twice only loses if it is made ready for vectors, since that has to be decided each time it is entered. Nothing is
+# emitted, but the compiler takes it for an instruction that cannot be done for several turns at once.
+one_by_one: Callable[..., None] = intrinsic(_nothing)

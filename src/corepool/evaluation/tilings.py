@@ -10,9 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from corepool.compiler.dynamic.deal import NOWHERE, deal
+from corepool.compiler.dynamic.deal import NOWHERE, deal, describe_layer
 from corepool.compiler.dynamic.emit import emit_streams
-from corepool.compiler.dynamic.linker import link, place_of, state_of, tables_of
+from corepool.compiler.dynamic.linker import link, place_of, state_of
+from corepool.compiler.dynamic.meet import plan_syncs
+from corepool.compiler.dynamic.prepare import tables_of
 from corepool.compiler.dynamic.rows import INSTRUCTION, Rows
 from corepool.compiler.model import ModelPackage
 from corepool.compiler.static.tiling import Options
@@ -85,7 +87,9 @@ def streams_of_whole_parts(package: ModelPackage, cores: int, config: HardwareCo
         deal(latency, 0, len(latency), cores - idle, bounds)
         bounds[cores - idle :] = len(latency)
         dealt[number] = first + bounds * unit
+        describe_layer(number, tables, state)
         _boxes(package.ifps, dealt[number], where.bank_of, state.boxes[number])
+    plan_syncs(0, layers, tables.layers, tables.ifps, tables.consumers, dealt, state.holds)
     out = np.empty(int(package.stream_bound[cores - 1]), INSTRUCTION)
     starts, places, ends = np.empty((cores, layers), np.int32), np.empty(cores + 1, np.int64), np.empty(cores, np.int64)
     emit_streams(0, layers, tables, where, state, out, places, ends, starts)

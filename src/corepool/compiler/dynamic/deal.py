@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from corepool.compiler.dynamic.compiled import hot
-from corepool.compiler.dynamic.rows import IntArray, Rows
+from corepool.compiler.dynamic.rows import TAIL, IntArray, State, Tables
 from corepool.compiler.tables import IDLE
 
 NOWHERE = 1 << 30  # beyond any row or block
@@ -43,40 +43,69 @@ def deal(latency: npt.NDArray[np.int64], begin: int, end: int, cores: int, bound
 
 
 @hot
-def deal_layer(
-    layer: int, choice: int, layers: Rows, tilings: Rows, ifps: Rows, bank_of: IntArray, latency: IntArray,
-    dealt: IntArray, boxes: Rows,
-) -> None:  # fmt: skip
-    """Deal a layer under one of its tilings (``choice``, see ``tables.IDLE``): fills its rows of ``dealt`` and
-    ``boxes`` (see ``rows.State``). A box is empty if the bank's cores read nothing."""
-    tiling = tilings[layers[layer].first_tiling + choice % IDLE]
-    cores = len(bank_of)
+def cut_layer(layer: int, choice: int, t: Tables, state: State) -> None:
+    """Deal a layer under one of its tilings (``choice``, see ``tables.IDLE``): fills its row of ``dealt``."""
+    tiling, bounds, latency = t.tilings[t.layers[layer].first_tiling + choice % IDLE], state.dealt[layer], state.latency
+    cores = len(bounds) - 1
     busy = cores - choice // IDLE
     begin, count = np.int64(tiling.first_ifp), np.int64(tiling.ifps)
     for p in range(count):
-        latency[p] = ifps[np.uint64(begin + p)].latency
-    bounds, inputs, operands = dealt[layer], boxes[layer, 0], boxes[layer, 1]
+        latency[p] = t.ifps[np.uint64(begin + p)].latency
     deal(latency, 0, count, busy, bounds)
     for core in range(busy + 1):
         bounds[core] += begin
     for core in range(busy, cores):
         bounds[core + 1] = begin + count
+
+
+@hot
+def describe_layer(layer: int, t: Tables, state: State) -> None:
+    """Fill a layer's row of ``runs`` with what each core's packages, as they are dealt, have in common."""
+    ifps, dealt, runs = t.ifps, state.dealt, state.runs
+    for core in range(dealt.shape[1] - 1):
+        run, begin, end = runs[layer, core], dealt[layer, core], dealt[layer, core + 1]
+        run.row = run.block = run.in_row = run.in_block = run.operand_row = run.operand_block = NOWHERE
+        run.row_end = run.block_end = run.in_row_end = run.in_block_end = 0
+        run.operand_row_end = run.operand_block_end = run.first_step = run.behind_step = run.tail = 0
+        run.room = t.room[end] - t.room[begin]
+        for p in range(begin, end):
+            ifp = ifps[np.uint64(p)]
+            run.row, run.row_end = min(run.row, ifp.out_row), max(run.row_end, ifp.out_row_end)
+            run.block, run.block_end = min(run.block, ifp.out_block), max(run.block_end, ifp.out_block_end)
+            run.in_row, run.in_row_end = min(run.in_row, ifp.in_row), max(run.in_row_end, ifp.in_row_end)
+            run.in_block, run.in_block_end = min(run.in_block, ifp.in_block), max(run.in_block_end, ifp.in_block_end)
+            run.operand_row = min(run.operand_row, ifp.operand_row)
+            run.operand_row_end = max(run.operand_row_end, ifp.operand_row_end)
+            run.operand_block = min(run.operand_block, ifp.operand_block)
+            run.operand_block_end = max(run.operand_block_end, ifp.operand_block_end)
+            run.tail += ifp.latency if p >= end - TAIL else 0
+        if begin < end:
+            last = ifps[np.uint64(end - 1)]
+            run.first_step, run.behind_step = ifps[np.uint64(begin)].first_step, last.first_step + last.steps
+
+
+@hot
+def box_layer(layer: int, bank_of: IntArray, state: State) -> None:
+    """Fill a layer's row of ``boxes`` (see ``rows.State``) from its runs. A box is empty if the bank's cores read
+    nothing."""
+    runs, inputs, operands = state.runs, state.boxes[layer, 0], state.boxes[layer, 1]
     for bank in range(len(inputs)):
         for box in (inputs[bank], operands[bank]):
             box.row = box.block = NOWHERE
             box.row_end = box.block_end = 0
-    for core in range(busy):
-        row, row_end, block, block_end = NOWHERE, 0, NOWHERE, 0
-        row1, row_end1, block1, block_end1 = NOWHERE, 0, NOWHERE, 0
-        for p in range(bounds[core], bounds[core + 1]):
-            ifp = ifps[np.uint64(p)]
-            row, row_end = min(row, ifp.in_row), max(row_end, ifp.in_row_end)
-            block, block_end = min(block, ifp.in_block), max(block_end, ifp.in_block_end)
-            row1, row_end1 = min(row1, ifp.operand_row), max(row_end1, ifp.operand_row_end)
-            block1, block_end1 = min(block1, ifp.operand_block), max(block_end1, ifp.operand_block_end)
-        box = inputs[bank_of[core]]
-        box.row, box.row_end = min(box.row, row), max(box.row_end, row_end)
-        box.block, box.block_end = min(box.block, block), max(box.block_end, block_end)
-        box = operands[bank_of[core]]
-        box.row, box.row_end = min(box.row, row1), max(box.row_end, row_end1)
-        box.block, box.block_end = min(box.block, block1), max(box.block_end, block_end1)
+    for core in range(len(bank_of)):
+        run, box = runs[layer, core], inputs[bank_of[core]]
+        box.row, box.row_end = min(box.row, run.in_row), max(box.row_end, run.in_row_end)
+        box.block, box.block_end = min(box.block, run.in_block), max(box.block_end, run.in_block_end)
+        if run.operand_row < run.operand_row_end:
+            box = operands[bank_of[core]]
+            box.row, box.row_end = min(box.row, run.operand_row), max(box.row_end, run.operand_row_end)
+            box.block, box.block_end = min(box.block, run.operand_block), max(box.block_end, run.operand_block_end)
+
+
+@hot
+def deal_layer(layer: int, choice: int, t: Tables, bank_of: IntArray, state: State) -> None:
+    """Deal a layer under one of its tilings to cores of these banks: its rows of ``dealt``, ``runs`` and ``boxes``."""
+    cut_layer(layer, choice, t, state)
+    describe_layer(layer, t, state)
+    box_layer(layer, bank_of, state)

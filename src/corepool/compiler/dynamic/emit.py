@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from corepool.compiler.dynamic.compiled import hot, inlined
-from corepool.compiler.dynamic.meet import plan_syncs
+from corepool.compiler.dynamic.compiled import hot, inlined, one_by_one
 from corepool.compiler.dynamic.patch import (
     RAISE_NEXT,
     RAISE_PREV,
@@ -43,8 +42,8 @@ def _begin(stream: Any, groups: Rows) -> None:
 @inlined
 def emit_layer(
     layer: int, core: int, layers: Rows, ifps: Rows, steps: Rows, code: Rows, own: int, sizes: IntArray,
-    result_words: int, word_bytes: int, sync_cores: int, again: int, dealt: IntArray, stream: Any, groups: Rows,
-    readers: IntArray, reach: Rows, near: Rows, spans: IntArray, parts: Rows, out: Rows, at: int,
+    result_words: int, word_bytes: int, sync_cores: int, again: int, dealt: IntArray, run: Any, stream: Any,
+    groups: Rows, readers: IntArray, reach: Rows, near: Rows, spans: IntArray, parts: Rows, out: Rows, at: int,
 ) -> int:  # fmt: skip
     """Write one core's packages of one layer to ``out[at]`` and on; returns the place behind.
 
@@ -63,7 +62,7 @@ def emit_layer(
     everything, regions = readers[layer, 0], readers[layer, 1]
     if regions:
         first = np.int64(this.first_consumer) * len(spans)
-        everything, regions = near_regions(begin, end, ifps, everything, first, regions, reach, near)
+        everything, regions = near_regions(run, everything, first, regions, reach, near)
     banks = everything if everything else 1 << own
     parts_count = 1
     # What changes with every step is kept in variables while the layer is written.
@@ -167,6 +166,7 @@ def emit_layer(
                         for j in range(parts_count):
                             save1 += 1
                             copy_part(ifp, code, source + i, out, save1, result, parts[j], word_bytes)
+                            one_by_one()
                     out[np.uint64(at)].word0 |= WAIT_PREV
                 save_count += save1 + 1 - at
                 at = save1 + 1
@@ -184,7 +184,7 @@ def emit_layer(
 
 
 @hot
-def lay_out(first_layer: int, behind_layer: int, room: Int32Array, dealt: IntArray, places: IntArray) -> None:
+def lay_out(first_layer: int, behind_layer: int, runs: Rows, places: IntArray) -> None:
     """Give each core's stream room in one array: ``places`` [cores + 1] receives where each begins, and the end."""
     cores = len(places) - 1
     at = 0
@@ -192,7 +192,8 @@ def lay_out(first_layer: int, behind_layer: int, room: Int32Array, dealt: IntArr
         places[core] = at
         at += 2 * (behind_layer - first_layer) + 1  # SYNCs and the END
         for layer in range(first_layer, behind_layer):
-            at += room[dealt[layer, core + 1]] - room[dealt[layer, core]]
+            at += runs[layer, core].room
+            one_by_one()
     places[cores] = at
 
 
@@ -201,22 +202,20 @@ def emit_streams(
     first_layer: int, behind_layer: int, t: Tables, where: Place, state: State, out: Rows, places: IntArray,
     ends: IntArray, starts: Int32Array,
 ) -> int:  # fmt: skip
-    """Write the streams of all cores for layers ``first_layer .. behind_layer`` as ``state`` has them dealt; returns
-    the number of instructions.
+    """Write the streams of all cores for layers ``first_layer .. behind_layer``, for which ``state`` has all that comes
+    before its scratch filled in; returns the number of instructions.
 
     Core c's instructions become ``out[places[c] : ends[c]]``, those of its layers begin at ``starts[c]`` within. It
     goes layer by layer, not core by core: so packages are read in the order in which they stand.
     """
-    # Arrays are taken out of their tuples once: each time costs a reference count.
     layers, ifps, steps, code = t.layers, t.ifps, t.steps, t.code
     bank_of, sizes = where.bank_of, where.sizes
     result_words, word_bytes, sync_cores = where.result_words, where.word_bytes, where.sync_cores
-    dealt, holds, readers, reach = state.dealt, state.holds, state.readers, state.reach
+    dealt, runs, holds, readers, reach = state.dealt, state.runs, state.holds, state.readers, state.reach
     near, spans, parts = state.near, state.spans, state.parts
     cores = len(bank_of)
-    plan_syncs(first_layer, behind_layer, layers, ifps, t.consumers, dealt, holds)
     plan_readers(first_layer, behind_layer, layers, ifps, t.consumers, dealt, state.boxes, bank_of[0], readers, reach)
-    lay_out(first_layer, behind_layer, t.room, dealt, places)
+    lay_out(first_layer, behind_layer, runs, places)
     for core in range(cores):
         ends[core] = places[core]
         _begin(state.streams[core], state.groups[core])
@@ -233,16 +232,16 @@ def emit_streams(
             starts[core, layer - first_layer] = at - places[core]
             at = emit_layer(
                 layer, core, layers, ifps, steps, code, bank_of[core], sizes, result_words, word_bytes, sync_cores,
-                holds[layer, cores], dealt, stream, groups, readers, reach, near, spans, parts, out, at,
+                holds[layer, cores], dealt, runs[layer, core], stream, groups, readers, reach, near, spans, parts,
+                out, at,
             )  # fmt: skip
             if layer < behind_layer - 1:
-                at = fetch_ahead(
-                    layer, core, behind_layer, ifps, steps, code, dealt, sizes, stream, groups, out, at
-                )  # fmt: skip
+                at = fetch_ahead(layer, core, behind_layer, steps, code, runs, sizes, stream, groups, out, at)
             ends[core] = at
     count = 0
     for core in range(cores):
         write_end(out, ends[core])
         ends[core] += 1
+        one_by_one()
         count += ends[core] - places[core]
     return count

@@ -9,21 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from corepool.compiler.dynamic.compiled import hot
-from corepool.compiler.dynamic.deal import deal_layer
+from corepool.compiler.dynamic.deal import box_layer
 from corepool.compiler.dynamic.emit import emit_streams
+from corepool.compiler.dynamic.meet import plan_syncs
+from corepool.compiler.dynamic.prepare import dealing_of, tables_of
 from corepool.compiler.dynamic.rows import (
-    CONSUMER,
-    IFP,
     INSTRUCTION,
-    LAYER,
-    STEP,
-    TILING,
     Int32Array,
     IntArray,
     Place,
@@ -85,29 +81,12 @@ def _link(
     t: Tables, where: Place, state: State, first_layer: int, out: Rows, places: IntArray, ends: IntArray,
     starts: Int32Array,
 ) -> int:  # fmt: skip
-    layers, tilings, ifps, bank_of = t.layers, t.tilings, t.ifps, where.bank_of
-    latency, dealt, boxes = state.latency, state.dealt, state.boxes
-    column = len(bank_of) - 1
-    for layer in range(first_layer, len(layers)):
-        deal_layer(layer, t.choice[layer, column], layers, tilings, ifps, bank_of, latency, dealt, boxes)
-    return emit_streams(first_layer, len(layers), t, where, state, out, places, ends, starts)
-
-
-def rows_of(table: npt.NDArray[Any], row: np.dtype[np.void]) -> Rows:
-    """A table [n, columns] as n records."""
-    return table.view(row).reshape(-1)
-
-
-def tables_of(package: ModelPackage) -> Tables:
-    """The package's tables in the form that compiled code takes."""
-    if "tables" not in package.derived:
-        p = package
-        package.derived["tables"] = Tables(
-            rows_of(p.layers, LAYER), p.choice, rows_of(p.tilings, TILING), rows_of(p.ifps, IFP),
-            rows_of(p.steps, STEP), rows_of(p.code, INSTRUCTION), rows_of(p.consumers, CONSUMER), p.room,
-        )  # fmt: skip
-    tables: Tables = package.derived["tables"]
-    return tables
+    layers = len(t.layers)
+    if first_layer > 0:
+        plan_syncs(first_layer, layers, t.layers, t.ifps, t.consumers, state.dealt, state.holds)
+    for layer in range(first_layer, layers):
+        box_layer(layer, where.bank_of, state)
+    return emit_streams(first_layer, layers, t, where, state, out, places, ends, starts)
 
 
 @cache
@@ -147,11 +126,14 @@ def link(package: ModelPackage, cores: Sequence[int], config: HardwareConfig, fi
     starts = np.empty((count, layers - first_layer), np.int32)
     places, ends = np.empty(count + 1, np.int64), np.empty(count, np.int64)
     # Threads that link at the same time each have a state of their own; it is kept for the next link.
-    spare = package.derived.setdefault((count, config.banks), [])
+    spare = package.derived.setdefault((count, config.banks, first_layer > 0), [])
     try:
         state = spare.pop()
     except IndexError:
-        state = state_of(package, count, config)
+        dealing = dealing_of(package, count)
+        state = state_of(package, count, config)._replace(dealt=dealing.dealt, runs=dealing.runs)
+        if first_layer == 0:
+            state = state._replace(holds=dealing.holds)
     total = _link(tables_of(package), place_of(cores, config), state, first_layer, out, places, ends, starts)
     dealt = state.dealt.copy()
     dealt[:first_layer] = 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from corepool.compiler.dynamic.compiled import inlined
+from corepool.compiler.dynamic.compiled import inlined, one_by_one
 from corepool.compiler.dynamic.rows import Rows
 from corepool.isa.table import Opcode, Target, field_of
 
@@ -56,6 +56,7 @@ def copy_loads(code: Rows, source: int, count: int, out: Rows, at: int, local: i
     _load(code, source, out, at, move)
     for i in range(1, count):  # seldom: what follows a loop that mostly runs once is hard to foresee for a processor
         _load(code, source + i, out, at + i, move)
+        one_by_one()
 
 
 @inlined
@@ -69,6 +70,7 @@ def copy_group(
         target = (code[np.uint64(source + i)].word0 >> _TARGET) & _TARGET_MASK
         move = to_weight if target == _TO_WEIGHT else to_parameter if target == _TO_PARAMETER else to_table
         _load(code, source + i, out, at + i, move)
+        one_by_one()
 
 
 @inlined
@@ -96,6 +98,7 @@ def copy_computes(
     _compute(code, source, out, at, slot | tokens, constants, operand, places, weights)
     for i in range(1, count):
         _compute(code, source + i, out, at + i, slot, constants, operand, places, weights)
+        one_by_one()
 
 
 @inlined
@@ -113,6 +116,7 @@ def copy_saves(code: Rows, source: int, count: int, out: Rows, at: int, move: in
     _save(code, source, out, at, local, banks | WAIT_PREV)
     for i in range(1, count):
         _save(code, source + i, out, at + i, local, banks)
+        one_by_one()
 
 
 @inlined

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from corepool.compiler.dynamic.compiled import hot, inlined
+from corepool.compiler.dynamic.compiled import hot, inlined, one_by_one
 from corepool.compiler.dynamic.rows import MOST_PARTS, IntArray, Rows
 
 
@@ -85,18 +85,11 @@ def plan_readers(
 
 
 @inlined
-def near_regions(
-    begin: int, end: int, ifps: Rows, everything: int, first: int, count: int, reach: Rows, near: Rows
-) -> tuple[int, int]:
-    """Of ``count`` regions from ``reach[first]`` on, those that matter for packages ``begin .. end``, into ``near``;
-    returns the banks that need all of these packages' results, as a mask, and the number of regions."""
-    ifp = ifps[np.uint64(begin)]
-    row, row_end = np.int64(ifp.out_row), np.int64(ifp.out_row_end)
-    block, block_end = np.int64(ifp.out_block), np.int64(ifp.out_block_end)
-    for p in range(begin + 1, end):
-        ifp = ifps[np.uint64(p)]
-        row, row_end = min(row, ifp.out_row), max(row_end, ifp.out_row_end)
-        block, block_end = min(block, ifp.out_block), max(block_end, ifp.out_block_end)
+def near_regions(run: Any, everything: int, first: int, count: int, reach: Rows, near: Rows) -> tuple[int, int]:
+    """Of ``count`` regions from ``reach[first]`` on, those that matter for a run of packages, into ``near``; returns
+    the banks that need all of these packages' results, as a mask, and the number of regions."""
+    row, row_end = np.int64(run.row), np.int64(run.row_end)
+    block, block_end = np.int64(run.block), np.int64(run.block_end)
     kept = 0
     for r in range(first, first + count):
         region = reach[np.uint64(r)]
@@ -113,6 +106,7 @@ def near_regions(
             else:
                 _copy(region, region.bank, near[kept])
                 kept += 1
+        one_by_one()
     return everything, kept
 
 
@@ -128,6 +122,7 @@ def banks_of(ifp: Any, everything: int, near: Rows, regions: int) -> tuple[int, 
         hit = inside & (first_row < region.row_end) & (region.row < last_row)
         whole |= np.int64(hit & (region.row <= first_row) & (last_row <= region.row_end)) << region.bank
         some |= np.int64(hit) << region.bank
+        one_by_one()
     return whole, some & ~whole
 
 
@@ -157,6 +152,7 @@ def _split_many(first_row: int, last_row: int, whole: int, partly: int, own: int
                     end = min(end, spans[bank, 1])
                 elif spans[bank, 0] > row:
                     end = min(end, spans[bank, 0])
+            one_by_one()
         count = _add_part(row, end, mask if mask else 1 << own, parts, count)
         if count > MOST_PARTS:
             return 0
@@ -177,6 +173,7 @@ def split_rows(
     first_row, last_row = np.int64(ifp.out_row), np.int64(ifp.out_row_end)
     for bank in range(len(spans)):
         spans[bank, 0], spans[bank, 1] = last_row, first_row
+        one_by_one()
     last = 0
     for r in range(regions):
         region = near[np.uint64(r)]

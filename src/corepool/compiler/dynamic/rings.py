@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from corepool.compiler.dynamic.compiled import inlined
+from corepool.compiler.dynamic.compiled import inlined, one_by_one
 from corepool.compiler.dynamic.patch import RAISE_PREV, WAIT_NEXT, copy_group
 from corepool.compiler.dynamic.rows import GROUPS, UNUSED, IntArray, Rows
 
@@ -52,6 +52,7 @@ def take(stream: Any, groups: Rows, step: Any, sizes: IntArray, latest: int) -> 
         used_parameters -= oldest.parameters
         used_tables -= oldest.tables
         tail += 1
+        one_by_one()
     if wait > latest or wait == UNUSED:
         return UNUSED
     last, new = group_at(groups, following - 1), group_at(groups, following)
@@ -74,7 +75,7 @@ def load_group(step: Any, layer: int, group: Any, code: Rows, out: Rows, at: int
 
 @inlined
 def fetch_ahead(
-    layer: int, core: int, behind_layer: int, ifps: Rows, steps: Rows, code: Rows, dealt: IntArray, sizes: IntArray,
+    layer: int, core: int, behind_layer: int, steps: Rows, code: Rows, runs: Rows, sizes: IntArray,
     stream: Any, groups: Rows, out: Rows, at: int,
 ) -> int:  # fmt: skip
     """Behind a layer: fetch the first weights of the next one ahead of its SYNC, and those of layers behind it as long
@@ -83,23 +84,20 @@ def fetch_ahead(
     A step's weights raise no token of their own: its features come later, and loads are complete in order. Returns the
     place behind.
     """
-    begin, end = dealt[layer, core], dealt[layer, core + 1]
-    time = np.int64(0)
-    for p in range(max(begin, end - 4), end):
-        time += ifps[np.uint64(p)].latency
+    time = np.int64(runs[layer, core].tail)
     fully = max(stream.fully, layer)
     stream.ahead = max(stream.ahead, layer)
     following = layer + 1
     more = True
     while more and following < behind_layer and following <= layer + FURTHEST:
-        begin, end = dealt[following, core], dealt[following, core + 1]
-        if end > begin and fully < following:
+        run = runs[following, core]
+        first, behind = np.int64(run.first_step), np.int64(run.behind_step)
+        if first < behind and fully < following:
             if stream.ahead == following:  # only some of its weights are there
                 break
             weight_key, feature_key = np.int64(-1), np.int64(-1)
             latest = UNUSED if following == layer + 1 else stream.compute2
-            first, last = np.int64(ifps[np.uint64(begin)].first_step), ifps[np.uint64(end - 1)]
-            for s in range(first, np.int64(last.first_step) + last.steps):
+            for s in range(first, behind):
                 step = steps[np.uint64(s)]
                 if step.weight_loads and step.weight_key != weight_key:
                     time -= np.int64(step.weight_words) * WORD_CYCLES

@@ -39,6 +39,14 @@ _STREAM_COLUMNS = (
 # Where a group begins and how much it takes in the three rings, the last compute instruction that reads it, and whose
 # weights they are.
 _GROUP_COLUMNS = ("weight", "parameter", "table", "weights", "parameters", "tables", "use", "layer", "key", "unused")
+# What the packages of one core of one layer have in common: the regions of their results, inputs and operands, their
+# steps, the latency of the last TAIL of them, and the most instructions that they can become.
+_RUN_COLUMNS = (
+    "row", "row_end", "block", "block_end", "in_row", "in_row_end", "in_block", "in_block_end",
+    "operand_row", "operand_row_end", "operand_block", "operand_block_end",
+    "first_step", "behind_step", "tail", "room",
+)  # fmt: skip
+TAIL = 4
 GROUPS = 16  # of a core, a ring
 UNUSED = 1 << 40  # ``use`` of a group that no instruction has read yet
 
@@ -50,6 +58,7 @@ def _rows(columns: tuple[str, ...], kind: type) -> np.dtype[np.void]:
 STEP, IFP, LAYER = _rows(STEP_COLUMNS, np.int32), _rows(IFP_COLUMNS, np.int32), _rows(LAYER_COLUMNS, np.int32)
 TILING, CONSUMER = _rows(TILING_COLUMNS, np.int32), _rows(CONSUMER_COLUMNS, np.int32)
 INSTRUCTION = _rows(("word0", "word1", "word2", "word3"), np.uint64)
+RUN = _rows(_RUN_COLUMNS, np.int32)
 STREAM, GROUP = _rows(_STREAM_COLUMNS, np.int64), _rows(_GROUP_COLUMNS, np.int64)
 BOX = _rows(("row", "row_end", "block", "block_end"), np.int64)
 REGION = _rows(("bank", "row", "row_end", "block", "block_end"), np.int64)
@@ -81,13 +90,14 @@ class Place(NamedTuple):
 
 
 class State(NamedTuple):
-    """How layers are dealt, and what is carried along while streams are written. Nothing in it counts from one link to
-    the next."""
+    """How layers are dealt, and what is carried along while streams are written. The first three say what holds on any
+    cores; nothing in the others counts from one link to the next."""
 
-    latency: IntArray  # [packages of the largest tiling]: scratch
     dealt: IntArray  # [layers, cores + 1]: the first package of each core, and the end
-    boxes: Rows  # BOX [layers, 2, banks]: what a bank's cores read of a layer's input (0) and operand (1)
+    runs: Rows  # RUN [layers, cores]
     holds: IntArray  # [layers, cores + 1], see ``meet``
+    latency: IntArray  # [packages of the largest tiling]: scratch
+    boxes: Rows  # BOX [layers, 2, banks]: what a bank's cores read of a layer's input (0) and operand (1)
     readers: IntArray  # [layers, 2], see ``readers``
     reach: Rows  # REGION [consumers * banks + 1], see ``readers``
     near: Rows  # REGION [consumers * banks + 1]: scratch
@@ -101,10 +111,11 @@ def new_state(layers: int, cores: int, consumers: int, banks: int, largest_tilin
     """Room for linking a model with so many layers and consumers for so many cores of so many banks."""
     empty: Any = np.empty
     return State(
-        latency=empty(largest_tiling, np.int64),
         dealt=np.zeros((layers, cores + 1), np.int64),
-        boxes=empty((layers, 2, banks), BOX),
+        runs=empty((layers, cores), RUN),
         holds=empty((layers, cores + 1), np.int64),
+        latency=empty(largest_tiling, np.int64),
+        boxes=empty((layers, 2, banks), BOX),
         readers=empty((layers, 2), np.int64),
         reach=empty(consumers * banks + 1, REGION),
         near=empty(consumers * banks + 1, REGION),

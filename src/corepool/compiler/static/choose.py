@@ -15,7 +15,9 @@ from corepool.compiler.dynamic import link
 from corepool.compiler.dynamic.compiled import hot
 from corepool.compiler.dynamic.deal import deal_layer
 from corepool.compiler.dynamic.emit import emit_streams
-from corepool.compiler.dynamic.linker import place_of, state_of, tables_of
+from corepool.compiler.dynamic.linker import place_of, state_of
+from corepool.compiler.dynamic.meet import plan_syncs
+from corepool.compiler.dynamic.prepare import tables_of
 from corepool.compiler.dynamic.rows import INSTRUCTION, Int32Array, IntArray, Place, Rows, State, Tables, Words
 from corepool.compiler.model import ModelPackage
 from corepool.compiler.static.latency import CARRIED, COLUMNS, RINGS, decode, machine, stream_cycles
@@ -119,6 +121,7 @@ def _cost(
     starts: Int32Array, places: IntArray, ends: IntArray, prices: IntArray, rings: IntArray,
 ) -> int:  # fmt: skip
     """Predicted cycles of layers ``begin .. end`` as they are dealt, and what their instructions count for."""
+    plan_syncs(begin, end, t.layers, t.ifps, t.consumers, state.dealt, state.holds)
     count = emit_streams(begin, end, t, where, state, out, places, ends, starts)
     for core in range(len(ends)):
         decode(words, places[core], ends[core], fields)
@@ -133,11 +136,10 @@ def _improve(
 ) -> int:  # fmt: skip
     """Try every tiling of every layer, and if ``idle`` is not 0 what was chosen without so many cores; keep what makes
     the layer faster together with its neighbours and those that it reads from. Returns the network's cycles."""
-    layers, tilings, ifps, bank_of = t.layers, t.tilings, t.ifps, where.bank_of
-    latency, dealt, boxes = state.latency, state.dealt, state.boxes
+    layers, bank_of = t.layers, where.bank_of
     column = len(bank_of) - 1
     for layer in range(len(layers)):
-        deal_layer(layer, t.choice[layer, column], layers, tilings, ifps, bank_of, latency, dealt, boxes)
+        deal_layer(layer, t.choice[layer, column], t, bank_of, state)
     for _ in range(rounds):
         changed = False
         for layer in range(len(layers)):
@@ -156,13 +158,13 @@ def _improve(
                     candidate = t.choice[layer, column - idle] + idle * IDLE
                 if candidate == t.choice[layer, column]:
                     continue
-                deal_layer(layer, candidate, layers, tilings, ifps, bank_of, latency, dealt, boxes)
+                deal_layer(layer, candidate, t, bank_of, state)
                 total = _cost(begin, end, t, where, m, state, out, words, fields, starts, places, ends, prices, rings)
                 if candidate >= IDLE:
                     total += total // IDLE_GAIN
                 if total < lowest:
                     best, lowest = candidate, total
-            deal_layer(layer, best, layers, tilings, ifps, bank_of, latency, dealt, boxes)
+            deal_layer(layer, best, t, bank_of, state)
             if best != t.choice[layer, column]:
                 changed = True
                 t.choice[layer, column] = best
@@ -188,7 +190,7 @@ def _nearest(
     for candidate in range(t.layers[one].tilings):
         if candidate == t.choice[one, column]:
             continue
-        deal_layer(one, candidate, t.layers, t.tilings, t.ifps, where.bank_of, state.latency, state.dealt, state.boxes)
+        deal_layer(one, candidate, t, where.bank_of, state)
         cost = _cost(begin, end, t, where, m, state, out, words, fields, starts, places, ends, prices, rings)
         at = count
         while at > 0 and near[1, at - 1] > cost:
@@ -199,7 +201,7 @@ def _nearest(
             near[0, at], near[1, at] = candidate, cost
             count = min(count + 1, most)
     own = t.choice[one, column]
-    deal_layer(one, own, t.layers, t.tilings, t.ifps, where.bank_of, state.latency, state.dealt, state.boxes)
+    deal_layer(one, own, t, where.bank_of, state)
     return count
 
 
@@ -211,8 +213,7 @@ def _improve_pairs(
     """Try to change two layers that follow each other at once: how one is cut decides which banks the other's result
     goes to, so neither may be worth changing alone. ``near`` [2, 2, most] is scratch; most: tilings tried of each.
     Returns the number of changes."""
-    layers, tilings, ifps, bank_of = t.layers, t.tilings, t.ifps, where.bank_of
-    latency, dealt, boxes = state.latency, state.dealt, state.boxes
+    layers, bank_of = t.layers, where.bank_of
     column, changes = len(bank_of) - 1, 0
     for layer in range(1, len(layers)):
         before = layer - 1
@@ -232,14 +233,14 @@ def _improve_pairs(
         )  # fmt: skip
         best = own
         for i in range(counts[0]):
-            deal_layer(before, near[0, 0, i], layers, tilings, ifps, bank_of, latency, dealt, boxes)
+            deal_layer(before, near[0, 0, i], t, bank_of, state)
             for j in range(counts[1]):
-                deal_layer(layer, near[1, 0, j], layers, tilings, ifps, bank_of, latency, dealt, boxes)
+                deal_layer(layer, near[1, 0, j], t, bank_of, state)
                 cost = _cost(begin, end, t, where, m, state, out, words, fields, starts, places, ends, prices, rings)
                 if cost < lowest:
                     best, lowest = (np.int32(near[0, 0, i]), np.int32(near[1, 0, j])), cost
-        deal_layer(before, best[0], layers, tilings, ifps, bank_of, latency, dealt, boxes)
-        deal_layer(layer, best[1], layers, tilings, ifps, bank_of, latency, dealt, boxes)
+        deal_layer(before, best[0], t, bank_of, state)
+        deal_layer(layer, best[1], t, bank_of, state)
         if best != own:
             t.choice[before, column], t.choice[layer, column] = best
             changes += 1
