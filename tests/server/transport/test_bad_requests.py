@@ -142,7 +142,7 @@ def test_not_yours_looks_like_not_there(service: Service) -> None:
 def test_methods_that_are_not_allowed_say_which_are(service: Service) -> None:
     answer = service.ask("DELETE", "/v2/models/small/ready")
     assert "not allowed" in refused(answer, 405)
-    assert answer.headers["allow"] == "GET"
+    assert answer.headers["allow"] == "GET, HEAD"
 
 
 @pytest.mark.parametrize("key", [None, "", "nobody else", "Basic a2V5"])
