@@ -9,18 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corepool.hypervisor.policies import (
-    POLICIES,
-    Demand,
-    Work,
-    finishes,
-    in_time,
-    late_promises,
-    private_deadline,
-    private_even,
-    private_throughput,
-    public,
-)
+from corepool.hypervisor.deadline import finishes, in_time, late_promises, private_deadline
+from corepool.hypervisor.demand import Demand, Work, private_even
+from corepool.hypervisor.forecast import forecast
+from corepool.hypervisor.policies import POLICIES, private_throughput, public
 
 
 def falling(one: int) -> tuple[int, ...]:
@@ -55,6 +47,10 @@ def demands(draw: st.DrawFn) -> list[Demand]:
                 draw(st.integers(0, 2000)),
                 jobs,
                 leaves_at=draw(st.sampled_from([None, 50, 1500])),
+                own=held,
+                ready=draw(st.booleans()),
+                ends_at=draw(st.integers(100, 2000)) if held and draw(st.booleans()) else None,
+                layers=draw(st.sampled_from([0, 5])),
             )
         )
     return made
@@ -166,17 +162,16 @@ def test_finish_times_wait_for_cores_of_others() -> None:
     assert finishes(growing, 0, 0)[0] > 10**15
 
 
-def test_deadline_is_even_while_that_keeps_all_deadlines() -> None:
-    """Who switches between layers gives cores back soon, so none lie idle; else a deal that is in time stays."""
+@pytest.mark.parametrize("layers", [0, 160])
+def test_deadline_is_even_while_that_keeps_all_deadlines(layers: int) -> None:
+    """No core lies idle while somebody has work."""
     table = falling(1600)
-
-    def pair(leaves_at: int | None) -> list[Demand]:
-        jobs = (Work(5000, True, table),)
-        working = Demand("a", "a", 0, 16, 4, 1, 5000, table, busy_until=400, jobs=jobs, leaves_at=leaves_at)
-        return [working, Demand("b", "b", 0, 16, 4, 1, 5000, table, jobs=jobs)]
-
-    assert private_deadline(pair(10), 16, 0) == (8, 8)
-    assert private_deadline(pair(None), 16, 0) == (4, 4)
+    jobs = (Work(5000, True, table),)
+    working = Demand(
+        "a", "a", 0, 16, 4, 1, 5000, table, busy_until=400, jobs=jobs, own=4, ready=True, ends_at=400, layers=layers,
+        leaves_at=10 if layers else None,
+    )  # fmt: skip
+    assert private_deadline([working, Demand("b", "b", 0, 16, 4, 1, 5000, table, jobs=jobs)], 16, 0) == (8, 8)
 
 
 def test_deadline_takes_the_deal_that_breaks_fewest_promises() -> None:
@@ -184,7 +179,7 @@ def test_deadline_takes_the_deal_that_breaks_fewest_promises() -> None:
     table = falling(1600)
     dues = (101, 330, 330)
     three = [
-        Demand(name, name, 0, 16, 0, 1, due, table, jobs=(Work(due, True, table),), leaves_at=10)
+        Demand(name, name, 0, 16, 0, 1, due, table, jobs=(Work(due, True, table),))
         for name, due in zip("abc", dues, strict=True)
     ]
     shares = private_deadline(three, 16, 0)
@@ -204,3 +199,70 @@ def test_cores_come_at_a_layers_end_or_at_a_jobs_end() -> None:
     assert late(90) == {}
     assert late(110) == {"b": 1}
     assert late(400) == {"b": 1}  # its job ends before
+
+
+FOUR = falling(1600)
+
+
+def lease(name: str, *dues: int, own: int = 0, ends_at: int | None = None, layers: int = 0, switch: int = 0) -> Demand:
+    """A demand with jobs that are due then, each 1600 ns on one core; a busy one works for the first of them."""
+    jobs = tuple(Work(due, True, FOUR) for due in dues)
+    running, waiting = (jobs[0], jobs[1:]) if ends_at is not None else (None, jobs)
+    return Demand(
+        name, name, 0, 16, own, len(dues), min(dues, default=0), FOUR, switch, ends_at or 0, waiting,
+        own=own, ready=own > 0, ends_at=ends_at, layers=layers, running=running,
+    )  # fmt: skip
+
+
+def test_forecast_waits_for_cores_until_their_holder_ends() -> None:
+    """16 cores until 100; then 8 for each: 200 more. Without a second job of the holder all 16: 100 more."""
+    for due, late in ((299, 1), (300, 0)):
+        assert forecast([lease("a", 900, 900, own=16, ends_at=100), lease("b", due)], (8, 8), 16, 0) == [0, late]
+    assert forecast([lease("a", 900, own=16, ends_at=100), lease("b", 200)], (8, 8), 16, 0) == [0, 0]
+
+
+def test_forecast_stops_between_layers() -> None:
+    """The holder gives up half after a tenth of its 100 ns; its other 90 take twice as long."""
+    for due, late in ((209, 1), (210, 0)):
+        holder = lease("a", 190, own=16, ends_at=100, layers=10)
+        assert forecast([holder, lease("b", due)], (8, 8), 16, 0) == [0, late]
+    assert forecast([lease("a", 189, own=16, ends_at=100, layers=10), lease("b", 900)], (8, 8), 16, 0) == [1, 0]
+
+
+def test_forecast_deals_anew_when_somebody_has_done() -> None:
+    """Each 200 on 8; then b has all 16 for its second: 100."""
+    pair = [lease("a", 200), lease("b", 200, 300)]
+    assert forecast(pair, (8, 8), 16, 0) == [0, 0]
+    assert forecast([pair[0], lease("b", 200, 299)], (8, 8), 16, 0) == [0, 1]
+
+
+def test_forecast_begins_on_some_cores_if_that_ends_earlier() -> None:
+    """Two are free, six more come at 1000: 800 on two, not 1200."""
+    holder = lease("a", 5000, own=14, ends_at=1000)
+    assert forecast([holder, lease("b", 800)], (8, 8), 16, 0) == [0, 0]
+    assert forecast([holder, lease("b", 799)], (8, 8), 16, 0) == [0, 1]
+    soon = lease("a", 5000, own=14, ends_at=100)  # worth waiting for: 100 + 200
+    assert forecast([soon, lease("b", 300)], (8, 8), 16, 0) == [0, 0]
+
+
+def test_forecast_counts_the_time_of_changes() -> None:
+    assert forecast([lease("a", 105, switch=5)], (16,), 16, 0) == [0]
+    assert forecast([lease("a", 104, switch=5)], (16,), 16, 0) == [1]
+    assert forecast([lease("a", 100, own=16, switch=5)], (16,), 16, 0) == [0]  # programmed already
+
+
+@given(given_demands=demands(), cores=st.integers(1, 16))
+def test_forecast_sees_every_job_once(given_demands: list[Demand], cores: int) -> None:
+    shares = private_even(given_demands, cores, 100)
+    if sum(demand.own for demand in given_demands) > cores:
+        return
+    late = forecast(given_demands, shares, cores, 100)
+    for demand, count in zip(given_demands, late, strict=True):
+        assert 0 <= count <= sum(work.promised for work in demand.jobs)
+    unbounded = [
+        demand._replace(jobs=tuple(work._replace(due=1 << 63) for work in demand.jobs)) for demand in given_demands
+    ]
+    never = forecast(unbounded, shares, cores, 100)
+    # All begin in the end, unless there are more leases with minima than cores.
+    if sum(max(demand.minimum, 1) for demand in given_demands if demand.waiting) <= cores:
+        assert not any(never)

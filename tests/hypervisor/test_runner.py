@@ -306,3 +306,23 @@ def test_a_million_jobs_take_at_most_ten_minutes(policy: str) -> None:
     _, record = mixed(policy, 0.8, 1_000_000, 1)
     assert len(record.job) == 1_000_000
     assert time.perf_counter() - begin <= 600
+
+
+@pytest.mark.parametrize("burst", [1, 6])
+@pytest.mark.parametrize("load", [0.7, 1.0])
+def test_deadlines_are_met_at_least_as_often_as_with_even_shares(burst: int, load: float) -> None:
+    """By task, where a large network holds its cores longer than a small one's whole deadline."""
+    models = [net("small", 9_000_000), net("middle", 56_000_000), net("large", 230_000_000)]
+    sources = [
+        Source(f"t{i}", model, load * 16e9 / 6 / model.latency_ns[0], burst, 4 * model.latency_ns[1])
+        for i, model in enumerate(models * 2)
+    ]
+    met = dict.fromkeys(("private-even", "private-deadline"), 0)
+    for policy in met:
+        for seed in (5, 6):
+            settings = Settings(policy=policy)
+            runner = Runner(Hypervisor(settings), TableBackend({m.name: m for m in models}, settings.bank_of))
+            record = runner.run(workload(sources, 400, seed))
+            assert len(record.job) + len(record.refused) == 400
+            met[policy] += len(record.late) - sum(record.late)
+    assert met["private-deadline"] > met["private-even"]

@@ -124,6 +124,58 @@ def test_task_level_redeal_waits_for_the_job_then_clears_what_moves() -> None:
     assert len({core // 4 for core in world.cores("b")}) == 2
 
 
+def some_free(busy_ns: int) -> World:
+    """Ann's lease runs a job of so many nanoseconds (on one core) on 14 cores; Bob's may have all, and two are free."""
+    world = World(Settings())
+    world.tenant("ann", net(one_ns=busy_ns))
+    world.tenant("bob")
+    world.lease("ann", "a", 0, 14)
+    world.lease("bob", "b", 0, 16)
+    submit(world, "a", 1)
+    world.clear_all()
+    world.finish("a")
+    world.do(ev.Tick(world.now))
+    world.clear_all()
+    return world
+
+
+def test_work_begins_on_some_cores_while_others_hold_the_rest_for_long() -> None:
+    world = some_free(14 * 100_000_000)
+    accepted = submit(world, "b", 2) + world.clear_all()
+    submit(world, "b", 3)
+    programs = [action for action in accepted if isinstance(action, ac.Program)]
+    assert [len(program.cores) for program in programs] == [2], "six more come in 100 ms; on two it takes 8 ms"
+    assert kinds(world.finish("b")) == ["Start"]
+    assert kinds(world.finish("b")) == ["JobEnded", "Start"], "it goes on with what it has"
+    world.finish("a")
+    world.clear_all()
+    assert len(world.cores("b")) == 16
+    world.drain()
+    assert set(world.ledger.ended.values()) == {ac.Outcome.DONE}
+
+
+def test_work_waits_for_cores_that_come_soon() -> None:
+    world = some_free(14 * 1_000_000)
+    assert not [each for each in submit(world, "b", 2) + world.clear_all() if isinstance(each, ac.Program)]
+    (program,) = [each for each in world.finish("a") + world.clear_all() if isinstance(each, ac.Program)]
+    assert (program.lease, len(program.cores)) == ("b", 16)
+
+
+def test_a_public_lease_never_begins_on_some_of_its_cores() -> None:
+    world = World(Settings())
+    world.tenant("ann", net(one_ns=14 * 100_000_000))
+    world.tenant("bob")
+    world.lease("ann", "a", 0, 14)
+    submit(world, "a", 1)
+    world.clear_all()
+    world.finish("a")
+    world.lease("bob", "b", 8, 8, sharing=ev.Sharing.PUBLIC)
+    assert "Program" not in kinds(submit(world, "b", 2) + world.clear_all())
+    world.finish("a")
+    (program,) = [each for each in world.clear_all() if isinstance(each, ac.Program)]
+    assert len(program.cores) == 8
+
+
 def test_layer_level_redeal_stops_early_and_goes_on_at_the_next_layer() -> None:
     world = pair(switching=ev.Switching.LAYER)
     submit(world, "a", 1)

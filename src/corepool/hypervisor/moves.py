@@ -14,6 +14,25 @@ from corepool.hypervisor.records import Book, Core, CoreState, Job, Lease, Phase
 from corepool.hypervisor.settings import Settings
 
 
+def leaves_at(book: Book, settings: Settings, lease: Lease) -> int:
+    """When a lease can predictably give cores up: at the end of its layer or of its job."""
+    if lease.switching is Switching.LAYER and lease.running is not None:
+        model = lease.running.model
+        layer_ns = model.latency_ns[max(len(lease.cores), 1) - 1] // model.layers
+        return min(lease.busy_until, book.now + layer_ns)
+    return lease.busy_until
+
+
+def complete_at(book: Book, settings: Settings, lease: Lease) -> int:
+    """When a lease predictably has all planned cores: as soon as their owners can give them up and they are
+    cleared."""
+    missing = lease.plan - lease.own
+    owners = {book.cores[core].owner for core in missing}
+    ends = [leaves_at(book, settings, book.leases[name]) for name in owners if name is not None]
+    unclean = any(not book.cores[core].clean for core in missing | lease.reserved)
+    return max([book.now, *ends]) + (settings.costs.clear_ns if unclean else 0)
+
+
 class Moves:
     """Works on a book and collects the actions that follow in ``out``."""
 
@@ -55,7 +74,7 @@ class Moves:
             self.out.append(ac.LeaseGranted(lease.lease, tuple(sorted(lease.own))))
         if complete and lease.reserved and lease.phase is Phase.RUNNING and self._worth_stopping(lease):
             self._stop_early(lease)
-        if lease.phase is Phase.IDLE and complete and lease.plan and lease.queue:
+        if lease.phase is Phase.IDLE and lease.queue and (complete or self._worth_beginning(lease)) and lease.plan:
             job = lease.queue[0]
             if lease.reserved or lease.model != job.model.name:
                 self._program(lease, job)
@@ -64,9 +83,27 @@ class Moves:
 
     def _complete(self, lease: Lease) -> bool:
         """True if the lease has exactly its planned cores, all of them cleared."""
-        return lease.plan == lease.own and all(
-            self.book.cores[core].state is CoreState.RESERVED for core in lease.reserved
-        )
+        return lease.plan == lease.own and self._cleared(lease)
+
+    def _cleared(self, lease: Lease) -> bool:
+        return all(self.book.cores[core].state is CoreState.RESERVED for core in lease.reserved)
+
+    def _worth_beginning(self, lease: Lease) -> bool:
+        """True if the next job would end earlier on the cores that are there than on all planned ones, since others
+        hold some of these for so long."""
+        if lease.sharing is Sharing.PUBLIC or not lease.own or not self._cleared(lease):
+            return False
+        job, costs = lease.queue[0], self.settings.costs
+        here, planned = len(lease.own), len(lease.plan)
+        if lease.reserved or lease.model != job.model.name:
+            changing = costs.switch_ns(job.model, here)
+        else:
+            changing = 0
+        later = complete_at(self.book, self.settings, lease) + costs.switch_ns(job.model, planned)
+        return (
+            self.book.now + changing + job.model.rest_ns(here, job.next_layer)
+            <= later + job.model.rest_ns(planned, job.next_layer)
+        )  # fmt: skip
 
     def _mark(self, core: int, state: CoreState) -> None:
         if self.book.cores[core].state is not state:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from itertools import islice
 
+from corepool.hypervisor.deadline import all_nimble, broken_promises
+from corepool.hypervisor.demand import Demand, Work
 from corepool.hypervisor.events import Sharing, Switching
+from corepool.hypervisor.moves import complete_at, leaves_at
 from corepool.hypervisor.placement import arrange
-from corepool.hypervisor.policies import POLICIES, Demand, Work, late_promises, public
+from corepool.hypervisor.policies import POLICIES, public
 from corepool.hypervisor.records import Book, CoreState, Job, Lease, Phase
 from corepool.hypervisor.settings import Settings
 
@@ -44,7 +47,7 @@ def admit(book: Book, settings: Settings) -> list[Lease]:
 def predicted_grant(book: Book, settings: Settings, lease: Lease) -> int | None:
     """When a lease predictably gets its cores, or None if leases before it named no term."""
     if lease.admitted:
-        return _complete_at(book, settings, lease)
+        return complete_at(book, settings, lease)
     before = book.queue[: book.queue.index(lease.lease)]
     need = lease.minimum + sum(book.leases[name].minimum for name in before)
     room = len(book.usable)
@@ -61,10 +64,7 @@ def predicted_grant(book: Book, settings: Settings, lease: Lease) -> int | None:
 
 
 def urgency(lease: Lease, priority: int, settings: Settings) -> int:
-    """Smaller is more urgent: since when its first job waits, priority moves it ahead; under deadlines, when one is due
-    first."""
-    if settings.policy == "private-deadline" and lease.waiting:
-        return min(job.due for job in (lease.head, *islice(lease.queue, 1)) if job is not None)
+    """Smaller is more urgent: since when its first job waits; priority moves it ahead."""
     return lease.order if lease.head is None else lease.head.submitted - priority * settings.ageing_ns
 
 
@@ -82,23 +82,34 @@ def demand_of(book: Book, settings: Settings, lease: Lease, new: Job | None = No
         switch = settings.costs.switch_ns(head.model, max(len(lease.plan), 1))
         if any(lease.resident.get(bank) != head.model.name for bank in range(settings.banks)):
             switch += settings.costs.transfer_ns(head.model.weight_bytes)  # it may come into a new bank
-    first = urgency(lease, book.tenants[lease.tenant].priority, settings)
-    if new is not None:
-        first = min(first, new.due) if lease.waiting else new.due
-    jobs: tuple[Work, ...] = ()
-    busy_until, leaves_at = 0, None
-    if settings.policy == "private-deadline":
-        jobs = _works(lease, new)
-        busy_until = lease.busy_until
-        if lease.plan != lease.cores:
-            busy_until = max(busy_until, book.now) + switch
-        if lease.switching is Switching.LAYER and lease.running is not None:
-            layer_ns = lease.running.model.latency_ns[max(len(lease.cores), 1) - 1] // lease.running.model.layers
-            leaves_at = book.now + layer_ns + settings.costs.clear_ns
-    return Demand(
+    priority = book.tenants[lease.tenant].priority
+    if new is None or lease.waiting:
+        first = urgency(lease, priority, settings)
+    else:
+        first = new.submitted - priority * settings.ageing_ns
+    asked = Demand(
         lease.lease, lease.tenant, lease.minimum, lease.maximum, len(lease.plan), waiting,
-        first, latency, switch, busy_until, jobs, not settings.lend, leaves_at,
+        first, latency, switch, keeps=not settings.lend,
     )  # fmt: skip
+    return _timed(book, settings, lease, asked, new) if settings.policy == "private-deadline" else asked
+
+
+def _timed(book: Book, settings: Settings, lease: Lease, demand: Demand, new: Job | None) -> Demand:
+    """A demand with all that predictions of single jobs need."""
+    busy_until, running, head = lease.busy_until, lease.running, lease.head or new
+    if lease.plan != lease.cores:
+        busy_until = max(busy_until, book.now) + demand.switch_ns
+    layered = lease.switching is Switching.LAYER
+    return demand._replace(
+        busy_until=busy_until,
+        jobs=_works(lease, new),
+        leaves_at=leaves_at(book, settings, lease) + settings.costs.clear_ns if layered and running else None,
+        own=len(lease.cores),
+        ready=head is not None and lease.model == head.model.name,
+        ends_at=None if lease.phase is Phase.IDLE else max(lease.busy_until, book.now),
+        layers=head.model.layers if layered and head is not None else 0,
+        running=None if running is None else Work(running.due, running.deadline is not None, running.model.latency_ns),
+    )
 
 
 def _works(lease: Lease, new: Job | None) -> tuple[Work, ...]:
@@ -170,24 +181,19 @@ def replan(book: Book, settings: Settings) -> list[Lease]:
 
 def breaks_promises(book: Book, settings: Settings, lease: Lease, job: Job) -> bool:
     """True if by prediction this job would miss its deadline, or make an accepted one of any lease miss its own."""
-    before = late_promises(*_deal(book, settings), book.now)
-    after = late_promises(*_deal(book, settings, (lease, job)), book.now)
+    demands, shares, cores = _deal(book, settings, (lease, job))
+    nimble = all_nimble(demands)
+    after = broken_promises(demands, shares, cores, book.now, nimble)
+    if not after:
+        return False
+    before = broken_promises(*_deal(book, settings), book.now, nimble)
     return any(count > before.get(name, 0) for name, count in after.items())
-
-
-def _complete_at(book: Book, settings: Settings, lease: Lease) -> int:
-    """When a lease predictably has all planned cores: as soon as their owners' jobs end and they are cleared."""
-    missing = lease.plan - lease.own
-    owners = {book.cores[core].owner for core in missing}
-    ends = [book.leases[name].busy_until for name in owners if name is not None]
-    unclean = any(not book.cores[core].clean for core in missing | lease.reserved)
-    return max([book.now, *ends]) + (settings.costs.clear_ns if unclean else 0)
 
 
 def predicted_start(book: Book, settings: Settings, lease: Lease, job: Job) -> int:
     """When a waiting job predictably begins, on the cores that its lease has or shall have."""
     cores = max(len(lease.plan), lease.minimum, 1)
-    at = _complete_at(book, settings, lease) if lease.phase is Phase.IDLE else max(book.now, lease.busy_until)
+    at = complete_at(book, settings, lease) if lease.phase is Phase.IDLE else max(book.now, lease.busy_until)
     models = book.tenants[lease.tenant].models
     at += sum(count * models[name].latency_ns[cores - 1] for name, count in lease.backlog.items() if count)
     for behind in reversed(lease.queue):
