@@ -127,6 +127,9 @@ class Device(ABC):
     def cycle(self) -> int:
         """Device time in clock cycles: how far all running leases have got."""
 
+    def warm(self) -> None:  # noqa: B027
+        """Do now what a first run would have to wait for, while nobody has a lease."""
+
     @abstractmethod
     def open_lease(self, cores: Sequence[int], window_bytes: int) -> Lease:
         """Lease free cores and a zeroed window of ``window_bytes`` in each bank that holds one of them.

@@ -55,6 +55,19 @@ class DataPass:
             getattr(self.memories, name)[core] = 0
         self._weights[core] = None
 
+    def warm(self) -> None:
+        """Have everything compiled, by doing nothing with it."""
+        mem, op = self.memories, np.zeros(len(kernels.NAMES), np.int64)
+        op[kernels.COLS] = 1
+        nothing = np.empty((0, 1), np.float32)
+        kernels.gather(mem, 0, op, 0, nothing)
+        kernels.spread_weights(mem, 0, op, nothing)
+        kernels.finish(mem, 0, op, 0, 0, np.empty((1, 0, 0), np.float32))
+        bases = np.zeros(len(mem.ddr), np.int64)
+        planes.execute(
+            mem, bases, self._home, op[:0], self.operations(np.zeros((0, len(COLUMN)), np.int64)), 0, self._scratch
+        )
+
     def operations(self, fields: Ints) -> Ints:
         """Decoded instructions [n, columns] as ``run`` takes them."""
         return np.ascontiguousarray(fields[:, _COLUMNS])

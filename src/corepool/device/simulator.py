@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from corepool.config import HardwareConfig
 from corepool.device.base import (
+    WINDOW_ALIGNMENT,
     Boundary,
     Completion,
     Counters,
@@ -26,6 +27,8 @@ from corepool.device.leases import Held, LeasingDevice, Placed
 from corepool.device.memory import Banks
 from corepool.device.timeline import CoreTimeline
 from corepool.errors import DeviceError
+from corepool.isa.codec import encode
+from corepool.isa.table import Opcode
 
 if TYPE_CHECKING:
     from corepool.device.clockwork import CoreProgram, Course
@@ -71,6 +74,17 @@ class Simulator(LeasingDevice[_Held]):
             from corepool.device.execute import DataPass
 
             self._pass = DataPass(config, self._banks)
+
+    def warm(self) -> None:
+        stream = encode(Opcode.END)
+        lease = self.open_lease([0], WINDOW_ALIGNMENT)
+        self.load_streams(lease, [stream], 0)
+        self.start(lease)
+        self.stop(lease)
+        self.wait(lease)
+        self.close_lease(lease)
+        if self._pass is not None:
+            self._pass.warm()
 
     @property
     def cycle(self) -> int:

@@ -394,6 +394,14 @@ class Session:
         self.release()
 
 
+def warm(package: ModelPackage, config: HardwareConfig) -> None:
+    """Do now what a first session of such a model would have to wait for: what links and lays out is compiled."""
+    link(package, (0,), config)
+    for entry in package.meta["inputs"]:
+        port = HostPort.from_meta(entry, config.channels)
+        Packer(port).pack(np.zeros(port.shape, port.dtype))
+
+
 def save_trace(path: Path, config: HardwareConfig, runs: Sequence[Traced]) -> None:
     """Write a trace file (JSON for Chrome and Perfetto), whole or not at all. Raises OSError."""
     with replacing(path) as file:

@@ -43,10 +43,10 @@ def set_up(level: str, form: str) -> ServerLog:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    for name in ("uvicorn", "uvicorn.error", "grpc", "asyncio"):
+    for name in ("uvicorn", "uvicorn.error", "grpc", "asyncio", "corepool"):
         logger = logging.getLogger(name)
         logger.handlers = [_Forward()]
-        logger.propagate = False
+        logger.propagate = name == "corepool"  # nobody else listens, unless in tests
         logger.setLevel(logging.WARNING)
     return ServerLog(structlog.get_logger().bind())
 

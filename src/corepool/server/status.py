@@ -63,6 +63,7 @@ class Operator:
         return {
             "config": card.config.name,
             "ready": watched.engine.ready(),
+            "kernels": watched.engine.warming.state.value,
             "cores": cores,
             "banks": [{"bank": n, "read_bytes": r, "written_bytes": w} for n, (r, w) in enumerate(totals)],
             "tenants": tenants,

@@ -104,12 +104,17 @@ class Card:
         with self._lock:
             self._fence = max(self._fence, epoch)
 
-    def warm(self) -> None:
-        """Do what the first use of a device would have to wait for."""
-        device = self._open()
-        with self._turn:
-            if not self._separate and self._shared is None:
-                self._shared = device
+    def warm(self, package: ModelPackage) -> None:
+        """Do what the first run of a model such as this one would have to wait for."""
+        from corepool.runtime.session import warm
+
+        if self._separate:
+            device = self._open()
+            device.warm()
+        else:
+            with self._turn:
+                device = self._device_for("")
+        warm(package, device.config)
 
     @contextmanager
     def lent(self) -> Iterator[Device]:

@@ -49,6 +49,7 @@ from corepool.server.engine.leases import DEFAULT, LeaseDesk
 from corepool.server.engine.models import Repository
 from corepool.server.engine.pilot import Pilot
 from corepool.server.engine.timer import Timer
+from corepool.server.engine.warming import Warming
 from corepool.server.store import Intent, Store, TenantRow
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class Engine:
         self.catalog = Catalog(config, store.packages.check)
         self.desk = LeaseDesk(self.pilot, self.journal, self.clock, self._timer, self._window_bytes)
         self.repository = Repository(self.catalog, store, self.pilot, self._jobs, self.desk, self._evict)
+        self.warming = Warming(card)
         self._errands = ThreadPoolExecutor(4, thread_name_prefix="errands")
         self._ready = self._draining = False
         self._live = True
@@ -124,7 +126,7 @@ class Engine:
         self._ready = True
         self._look_for_idle()
         if self.catalog.all():
-            self._errand(self._warm)
+            self._errand(self._open_models)
 
     def drain(self) -> None:
         """Refuse new inferences; those under way go on."""
@@ -351,7 +353,9 @@ class Engine:
     # Models
 
     def load_package(self, who: Identity, name: str, version: str, package_path: str) -> ModelInfo:
-        return self.repository.load(who, name, version, package_path)
+        info = self.repository.load(who, name, version, package_path)
+        self.warming.warm(self.catalog.need(self.catalog.find(who.tenant, name, version)).package)
+        return info
 
     def unload(self, who: Identity, name: str, version: str | None = None) -> None:
         self.repository.unload(who, name, version)
@@ -407,12 +411,11 @@ class Engine:
         with suppress(RuntimeError):  # stopped meanwhile
             self._errands.submit(logged)
 
-    def _warm(self) -> None:
+    def _open_models(self) -> None:
         """What the first inference would have to wait for."""
-        self.card.warm()
         for version in self.catalog.all():
             with suppress(CorepoolError):
-                self.catalog.need(version)
+                self.warming.warm(self.catalog.need(version).package)
 
     def _limit(self, tenant: str) -> int:
         row = self.desk.tenants.get(tenant)

@@ -25,6 +25,7 @@ class Status(BaseModel):
 
     config: str
     ready: bool
+    kernels: str = ""  # cold, warming, warm: whether a first inference has to wait for what is compiled once
     cores: list[dict[str, Any]]
     banks: list[dict[str, Any]]
     tenants: list[dict[str, Any]]
