@@ -74,7 +74,7 @@ class ToyEngine:
             raise NotFoundError(f"there is no model {name!r}" + (f" version {version!r}" if version else ""))
         one = versions[chosen]
         return ModelInfo(
-            name, chosen, tuple(sorted(versions)), ModelState.READY, "", "corepool", one.inputs, one.outputs
+            name, chosen, tuple(sorted(versions)), ModelState.READY, "", "corepool", one.inputs, one.outputs, who.tenant
         )
 
     def models(self, who: Identity) -> list[ModelInfo]:

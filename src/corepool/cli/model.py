@@ -126,9 +126,11 @@ def list_(
     if json:
         output.write_json({"models": rows})
         return
-    columns = ("model", "version", "state", "reason")
-    shown = [[row["name"], row["version"], row["state"], row.get("reason", "")] for row in rows]
-    output.show(output.table("Models", columns, shown, left=4))
+    whose = any("tenant" in row for row in rows)
+    keys = (*(("tenant",) if whose else ()), "name", "version", "state", "reason")
+    columns = ["model" if key == "name" else key for key in keys]
+    shown = [[row.get(key) or "" for key in keys] for row in rows]
+    output.show(output.table("Models", columns, shown, left=len(columns)))
 
 
 def _index(client: Client) -> list[dict[str, Any]]:

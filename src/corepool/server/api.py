@@ -54,8 +54,8 @@ class ModelState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """One version of a tenant's model. ``reason`` says why it is not ready; inputs and outputs are empty unless it is
-    or was loaded."""
+    """One version of a model, a tenant's or one that any may load. ``reason`` says why it is not ready; inputs and
+    outputs are empty unless it is or was loaded."""
 
     name: str
     version: str
@@ -65,6 +65,7 @@ class ModelInfo:
     platform: str = "corepool"
     inputs: tuple[TensorInfo, ...] = ()
     outputs: tuple[TensorInfo, ...] = ()
+    tenant: str = ""
 
 
 @dataclass(slots=True, eq=False)

@@ -130,12 +130,12 @@ class DataPlane:
             for info in self._inference.models(who)
             if name in (None, info.name) and version in (None, info.version)
         ]
-        return [self._statistics.of(who.tenant, info) for info in chosen]
+        return [self._statistics.of(info.tenant or who.tenant, info) for info in chosen]
 
     def index(self, who: Identity, ready: bool = False) -> list[ModelInfo]:
         """All versions of all models of the tenant, loaded or not; with ``ready`` only those that can be used."""
-        found = {(info.name, info.version): info for info in self._catalogue.index(who)}
-        found |= {(info.name, info.version): info for info in self._inference.models(who)}
+        rows = [*self._catalogue.index(who), *self._inference.models(who)]  # what is loaded tells more
+        found = {(info.tenant, info.name, len(info.version), info.version): info for info in rows}
         return [found[key] for key in sorted(found) if not ready or found[key].state is ModelState.READY]
 
     async def load(self, who: Identity, name: str, parameters: dict[str, Any] | None = None) -> None:

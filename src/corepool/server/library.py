@@ -77,7 +77,7 @@ class Library:
         elif last is not None and last.state == FAILED:
             before = (self._place(source) / STAMP).is_file()
             reason = f"{'not loaded; the latest upload was ' if before else ''}not compiled: {last.error}"
-        return ModelInfo(source.name, source.version, versions, state, reason)
+        return ModelInfo(source.name, source.version, versions, state, reason, tenant=who.tenant)
 
     async def load(self, who: Identity, name: str, parameters: dict[str, Any]) -> None:
         """Compile what has to be and load it. Files and a configuration may come along, as Triton's clients send

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import wait
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -387,6 +388,18 @@ class Gate:
 
     def open(self) -> None:
         self._gate.set()
+
+
+def test_an_operator_sees_all_or_the_tenant_for_whom_he_acts(make: Make) -> None:
+    world = make()
+    for tenant in ("ann", "ben"):
+        world.load(tenant)
+        world.infer(tenant)
+    engine, acting = world.engine, replace(OPERATOR, tenant="ben")
+    assert [(each.tenant, each.name) for each in engine.models(OPERATOR)] == [("ann", "net"), ("ben", "net")]
+    assert [each.tenant for each in engine.leases(OPERATOR)] == ["ann", "ben"]
+    assert [each.tenant for each in engine.models(acting)] == ["ben"]
+    assert [each.tenant for each in engine.leases(acting)] == ["ben"]
 
 
 def test_the_automatic_lease_takes_what_becomes_free_of_the_quota(make: Make) -> None:

@@ -93,6 +93,29 @@ def test_a_stream_says_which_answer_is_the_last(service: Service) -> None:
         assert result.as_numpy("t1") is not None
 
 
+def test_operators_are_told_whose_models_there_are(service: Service) -> None:
+    def index(key: str, **headers: str) -> list[tuple[str | None, str, str]]:
+        rows = service.ask("POST", "/v2/repository/index", key=key, headers=headers).json()
+        return [(row.get("tenant"), row["name"], row["version"]) for row in rows if row["name"] in ("small", "secret")]
+
+    everybody = [("alice", "small", "1"), ("alice", "small", "2"), ("bob", "secret", "1")]
+    assert index("admin") == everybody
+    assert index("alice") == [(None, name, version) for tenant, name, version in everybody if tenant == "alice"]
+    assert index("admin", **{"corepool-tenant": "bob"}) == [(None, "secret", "1")]
+    for _ in range(2):
+        tensor = {"name": "input", "datatype": "INT8", "shape": [1, 3, 12, 12], "data": image().reshape(-1).tolist()}
+        assert service.ask("POST", "/v2/models/small/infer", json={"inputs": [tensor]}).status_code == 200
+    own, all_of_them = (
+        {
+            (row["name"], row["version"]): row["inference_count"]
+            for row in service.ask("GET", "/v2/models/stats", key=key).json()["model_stats"]
+        }
+        for key in ("alice", "admin")
+    )
+    assert own["small", "2"] >= 2
+    assert all_of_them.items() >= own.items()
+
+
 @pytest.fixture
 def narrow(tmp_path: Any) -> Iterator[Service]:
     """A server that holds few bytes of bodies."""

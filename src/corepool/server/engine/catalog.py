@@ -216,6 +216,7 @@ class Catalog:
             version.reason,
             inputs=() if loaded is None else loaded.inputs,
             outputs=() if loaded is None else loaded.outputs,
+            tenant=version.tenant,
         )
         version.told = key, made
         return made

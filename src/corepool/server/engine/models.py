@@ -119,8 +119,8 @@ class Repository:
         self._store.packages.sweep({each.sha256 for each in self.catalog.all()})
 
     def models(self, who: Identity) -> list[ModelInfo]:
-        """All versions of all models of a tenant, or of everybody for an operator."""
-        tenant = None if who.role is Role.ADMIN else who.tenant
+        """All versions of all models of a tenant, or of everybody for an operator who acts for none."""
+        tenant = None if who.role is Role.ADMIN and not who.tenant else who.tenant
         return [self.catalog.info(each) for each in self.catalog.all(tenant)]
 
     def window_bytes(self, tenant: str) -> int:

@@ -323,10 +323,7 @@ def _repository_routes(router: APIRouter, plane: DataPlane, guard: Guard) -> Non
         ready = (await _optional_object(request)).get("ready", False)
         if not isinstance(ready, bool):
             raise RequestError(f"ready must be true or false, not {shown(ready)}")
-        rows = plane.index(who, ready)
-        return as_json(
-            [{"name": row.name, "version": row.version, "state": row.state.value, "reason": row.reason} for row in rows]
-        )
+        return as_json([_index_row(who, row) for row in plane.index(who, ready)])
 
     @router.post(
         "/repository/models/{model}/load",
@@ -353,6 +350,11 @@ def _repository_routes(router: APIRouter, plane: DataPlane, guard: Guard) -> Non
         await _optional_object(request)
         await plane.unload(who, request.path_params["model"])
         return schemas.Empty()
+
+
+def _index_row(who: Identity, row: ModelInfo) -> dict[str, str]:
+    made = {"name": row.name, "version": row.version, "state": row.state.value, "reason": row.reason}
+    return made if who.tenant else {"tenant": row.tenant, **made}
 
 
 # What clients made for Triton may ask for beyond the extensions that there are, and what to say.

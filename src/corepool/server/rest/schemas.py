@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from corepool.server.tensors import DTYPES
 
@@ -100,6 +100,7 @@ class ModelIndex(BaseModel):
     version: str
     state: str
     reason: str
+    tenant: str | None = Field(default=None, description="Whose it is, for an operator who acts for no tenant")
 
 
 class Lease(BaseModel):
