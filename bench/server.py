@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 SHAPE = (1, 3, 224, 224)
+BUSY = 0.15  # processors that others may take before the ratio is worth nothing
 ECHO = """
 import socket, sys, uvicorn
 from fastapi import FastAPI, Request, Response
@@ -155,6 +156,30 @@ def processor_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def others_take(seconds: float = 2.0) -> float:
+    """How many processors others keep busy while this process sleeps."""
+
+    def read() -> tuple[int, int]:
+        fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        return sum(fields), fields[3] + fields[4]  # idle, and idle until something is read or written
+
+    (before, idle), _ = read(), time.sleep(seconds)
+    after, still_idle = read()
+    return (1 - (still_idle - idle) / max(after - before, 1)) * (os.cpu_count() or 1)
+
+
+def warn_if_busy() -> float:
+    """``others_take``, with a warning if that spoils what is about to be measured."""
+    taken = others_take()
+    if taken > BUSY:
+        print(
+            f"warning: others keep {taken:.1f} of {os.cpu_count()} processors busy. The echo needs one, the server two:"
+            " the ratio and all percentiles are worth nothing now; processor times still tell something",
+            file=sys.stderr,
+        )
+    return taken
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All rounds."""
     import uvloop
@@ -171,7 +196,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             infer_request, echo_request = requests(key)
             rows = []
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(rate(port, infer_request, 3, options.in_flight))  # everysmallg is loaded and compiled
+                runner.run(rate(port, infer_request, 3, options.in_flight))  # everything is loaded and compiled
                 for number in range(options.rounds):
                     row = {}
                     for kind, process, at, request in (
@@ -216,7 +241,8 @@ def main() -> None:
     parser.add_argument("--stride", type=int, default=4, help="of the network's convolution")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     options = parser.parse_args()
-    result = measure(options)
+    taken = warn_if_busy()
+    result = {**measure(options), "others_processors": taken}
     print(f"echo {result['echo_per_s']:.0f}/s, inference {result['infer_per_s']:.0f}/s: {result['ratio']:.2f}")
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

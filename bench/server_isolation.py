@@ -2,8 +2,9 @@
 
     python bench/server_isolation.py [seconds]
 
-Both run the same small network, each on a lease of four cores, on the simulator. The quiet tenant sends one request at
-a time, the other keeps as many in flight as it is allowed. It must not know how the engine shares the processor.
+Both run the network of the bench of the request rate, each on a lease of four cores, on the simulator. The quiet tenant
+sends one request at a time, the other keeps as many in flight as it is allowed. It must not know how the engine shares
+the processor.
 """
 
 from __future__ import annotations
@@ -17,50 +18,16 @@ from pathlib import Path
 
 import numpy as np
 
-from corepool.compiler.static.compile import compile_graph
-from corepool.compiler.static.graph import Conv, Graph, Port, Requant, Tensor
 from corepool.config import HardwareConfig, preset
 from corepool.errors import TooManyRequestsError
 from corepool.server.api import Identity, InferRequest, LeaseRequest, Role
 from corepool.server.engine.devices import open_card
 from corepool.server.engine.engine import Engine
 from corepool.server.store import Store, TenantRow
+from server import SHAPE, make_package, warn_if_busy
 
-IMAGE = (1, 3, 224, 224)
 PAUSE_S = 0.01  # between two requests of the quiet tenant
 TURN_S = 2.0
-
-
-def network() -> Graph:
-    """Two convolutions that shrink a 224 x 224 image to 14 x 14."""
-    random = np.random.default_rng(7)
-
-    def conv(name: str, source: str, target: str, channels: int) -> Conv:
-        return Conv(
-            name=name,
-            input=source,
-            output=target,
-            weight=random.integers(-127, 128, (8, channels, 4, 4)).astype(np.int8),
-            requant=Requant(
-                bias=np.zeros(8, np.int32), multiplier=np.full(8, 40000), shift=np.full(8, 24), zero_point=3
-            ),
-            padding=(0, 0, 0, 0),
-            pad_value=-5,
-            stride=(4, 4),
-        )
-
-    axes = ((), ("c",), ("h",), ("w",))
-    return Graph(
-        name="small",
-        tensors={
-            "x": Tensor("x", 3, 224, 224, 0.05, -5),
-            "y": Tensor("y", 8, 56, 56, 0.1, 3),
-            "z": Tensor("z", 8, 14, 14, 0.1, 3),
-        },
-        layers=[conv("first", "x", "y", 3), conv("second", "y", "z", 8)],
-        inputs=[Port("image", "x", IMAGE, axes, "float32")],
-        outputs=[Port("scores", "z", (1, 8, 14, 14), axes, "float32")],
-    )
 
 
 def flood(engine: Engine, who: Identity, request: InferRequest, stop: threading.Event) -> None:
@@ -89,9 +56,9 @@ def measured(engine: Engine, who: Identity, request: InferRequest, seconds: floa
 def compare(config: HardwareConfig, folder: Path, seconds: float) -> dict[str, float]:
     """Alone and beside the flood, in turns until each has had half of the time. Milliseconds, and their ratio."""
     package = folder / "small.cpk"
-    compile_graph(network(), config).package.save(package, config)
-    image = np.random.default_rng(1).normal(0, 3, IMAGE).astype(np.float32)
-    request = InferRequest("small", {"image": image}, lease="four")
+    make_package(package, config.name, stride=4)
+    image = np.random.default_rng(1).normal(0, 1, SHAPE).astype(np.float32)
+    request = InferRequest("small", {"input": image}, lease="four")
     tenants = [Identity(Role.TENANT, name, name) for name in ("quiet", "loud")]
     with Store(None, folder / "state") as store:
         for each in tenants:
@@ -123,5 +90,6 @@ def compare(config: HardwareConfig, folder: Path, seconds: float) -> dict[str, f
 
 
 if __name__ == "__main__":
+    warn_if_busy()
     with tempfile.TemporaryDirectory() as name:
         print(json.dumps(compare(preset("u200"), Path(name), float((sys.argv[1:] or ["40"])[0])), indent=2))
