@@ -234,3 +234,14 @@ def test_wrong_settings_are_one_clear_line(tmp_path: Path, wrong: list[str]) -> 
     assert run.returncode == 2
     assert len(run.stderr.strip().splitlines()) == 1, run.stderr
     assert wrong[1] in run.stderr
+
+
+def test_a_server_that_cannot_say_that_it_is_ready_ends_with_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "corepool", "serve", "--config", "tiny", "--state-dir", str(tmp_path / "state")]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [*command, "--rest-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--log-level", "error"],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=300,
+        )  # fmt: skip
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines() == ["corepool: error: No space left on device"]

@@ -40,5 +40,5 @@ def acting_for(access: Access, who: Identity, tenant: str) -> Identity:
 def require_tenant(who: Identity) -> Identity:
     """``who``, if a tenant is meant. Raises RequestError."""
     if not who.tenant:
-        raise RequestError(f"an operator must name the tenant to act for, in the header {TENANT_HEADER}")
+        raise RequestError(f"an operator must name the tenant to act for: --tenant NAME, or the header {TENANT_HEADER}")
     return who

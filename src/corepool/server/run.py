@@ -99,15 +99,17 @@ async def serve_until(
         while not all(server.started for server, _ in servers):
             await asyncio.sleep(0.01)
         log.event("ready", host=ports.host, rest_port=ports.rest, grpc_port=ports.grpc, metrics_port=ports.metrics)
-        ready(ports)
-        await ending.wait()
-        await _drain(settings, parts.plane, log)
-        # Answers that are ready still have to leave.
-        await rpc.stop(STOP_S)
-        await parts.library.compilations.close()
-        for server, _ in servers:
-            server.should_exit = True
-        await asyncio.gather(*tasks)
+        try:
+            ready(ports)
+            await ending.wait()
+            await _drain(settings, parts.plane, log)
+        finally:
+            # Answers that are ready still have to leave.
+            await rpc.stop(STOP_S)
+            await parts.library.compilations.close()
+            for server, _ in servers:
+                server.should_exit = True
+            await asyncio.gather(*tasks)
     log.event("ended")
 
 
