@@ -194,6 +194,10 @@ def check_inputs(ports: Iterable[Wanted], inputs: Mapping[str, Array], values: b
     """Raise InputError that lists every missing, unknown or unfit input, and what is expected. ``values``: look at them
     too, if nobody else will."""
     ports = list(ports)
+    if len(inputs) == len(ports) and not any(
+        port.name not in inputs or complaints(port, inputs[port.name], values) for port in ports
+    ):
+        return
     known = {port.name for port in ports}
     found = [f"there is no input {name!r}" for name in inputs if name not in known]
     for port in ports:

@@ -17,6 +17,7 @@ from corepool.server.compilations import Compilations
 from corepool.server.compile_process import compile_model
 from corepool.server.dataplane import DataPlane, Observer
 from corepool.server.engine.engine import Engine, EngineOptions
+from corepool.server.engine.warming import keep_for_good
 from corepool.server.keys import NewKey
 from corepool.server.library import Library
 from corepool.server.limits import Limits
@@ -52,6 +53,7 @@ def serve(settings: Settings, ready: Callable[[Server, Ports], None]) -> None:
     """Run a server until it is asked to end. Raises ConfigError, StoreError, and OSError for the state folder."""
     log = set_up(settings.log.level, settings.log.format)
     with assembled(settings, log) as server:
+        keep_for_good()
         run(settings, server.parts, server.metrics, log, lambda ports: ready(server, ports))
 
 

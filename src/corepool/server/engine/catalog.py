@@ -50,11 +50,6 @@ class Loaded:
         return users_inputs(self.package, self.config.channels)
 
     @cached_property
-    def wanted(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
-        """Types and shapes of what users send, by name."""
-        return {port.name: (np.dtype(port.dtype), port.shape) for port in self.ports}
-
-    @cached_property
     def inputs(self) -> tuple[TensorInfo, ...]:
         return tuple(TensorInfo(port.name, DATATYPES[port.dtype], port.shape) for port in self.ports)
 

@@ -29,6 +29,7 @@ from corepool.errors import (
 from corepool.hypervisor import actions as ac
 from corepool.hypervisor import events as ev
 from corepool.hypervisor.settings import Settings
+from corepool.runtime.host import check_inputs
 from corepool.server.api import (
     Identity,
     Inferred,
@@ -452,26 +453,8 @@ class Engine:
 
 def _check(loaded: Loaded, request: InferRequest) -> None:
     """Names, types and shapes of the inputs, and names of outputs. Raises InputError that lists what is wrong."""
-    given, wanted = request.inputs, loaded.wanted
-    if (
-        request.outputs is None
-        and given.keys() == wanted.keys()
-        and all((given[name].dtype, given[name].shape) == each for name, each in wanted.items())
-    ):
-        return
-    found = []
-    ports = {port.name: port for port in loaded.ports}
-    for name in request.inputs:
-        if name not in ports:
-            found.append(f"there is no input {name!r}")
-    for name, port in ports.items():
-        array = request.inputs.get(name)
-        if array is None:
-            found.append(f"{name!r} is missing")
-        elif array.dtype != port.dtype or array.shape != port.shape:
-            found.append(f"{name!r} must be {port.dtype}{list(port.shape)}, not {array.dtype}{list(array.shape)}")
-    if request.outputs is not None:
-        made = {info.name for info in loaded.outputs}
-        found += [f"there is no output {name!r}" for name in request.outputs if name not in made]
+    check_inputs(loaded.ports, request.inputs, values=False)  # those are looked at as they are laid out
+    made = () if request.outputs is None else {info.name for info in loaded.outputs}
+    found = [f"there is no output {name!r}" for name in request.outputs or () if name not in made]
     if found:
-        raise InputError(f"wrong input: {'; '.join(found)}; expected: {', '.join(p.text for p in loaded.ports)}")
+        raise InputError(f"{'; '.join(found)}; there are: {', '.join(info.name for info in loaded.outputs)}")

@@ -6,6 +6,7 @@ It must not know leases, jobs or tenants.
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from enum import Enum
@@ -20,6 +21,13 @@ from corepool.server.engine.card import Card
 SLOW_S = 2.0  # longer than it takes where all was compiled before
 
 _log = logging.getLogger(__name__)
+
+
+def keep_for_good() -> None:
+    """Have the search for garbage pass over what there is now: modules and compiled code are hundreds of thousands of
+    objects, to look at them all takes 0.1 s and more, and every thread would have to wait for it now and then."""
+    gc.collect()
+    gc.freeze()
 
 
 class Warmth(Enum):
@@ -72,6 +80,7 @@ class Warming:
             _log.warning("kernels were not compiled ahead: %s", error)
         finally:
             told.cancel()
+        keep_for_good()
         spent = perf_counter() - begin
         if spent > SLOW_S:
             _log.warning("kernels were compiled in %.0f s; from now on they are kept", spent)
