@@ -124,6 +124,11 @@ def test_tenants_from_beginning_to_end(place: Place) -> None:
     assert third["key_id"] in {row["key_id"] for row in place.report("tenant", "key", "short", "--list")["keys"]}
     place.report("tenant", "key", "short", "--revoke", third["key_id"])
     assert "refused the key" in place.refused("tenant", "list", key=third["key"])
+    other = place.report("tenant", "add", "long", "--cores", "1")
+    for verb in ("--revoke", "--rotate"):
+        assert "of short" in place.refused("tenant", "key", "short", verb, other["key_id"])
+    assert place.report("tenant", "list", key=other["key"])["tenants"][0]["name"] == "long", "another's key is gone"
+    place.report("tenant", "remove", "long")
     assert place.report("tenant", "remove", "short") == {"name": "short", "removed": True}
     assert "short" in place.refused("tenant", "quota", "short")
 
@@ -156,10 +161,14 @@ def test_leases_from_beginning_to_end(place: Place, key: str) -> None:
     assert "3 cores" in place.call("lease", "list", key=key).stdout.replace("\n", " ")
     assert place.report("lease", "release", "mine", key=key) == {"name": "mine", "released": True}
     assert "mine" in place.refused("lease", "release", "mine", key=key)
+    for endless in ("nan", "inf"):
+        assert "number" in place.refused("lease", "create", "x", "--cores", "1", "--ttl", endless, key=key)
 
 
 def test_operators_act_for_tenants(place: Place, key: str) -> None:
     assert place.report("model", "list", "--tenant", "team")["models"][0]["name"] == "m"
+    assert {"tenant": "team", "name": "m"}.items() <= place.report("model", "list")["models"][0].items()
+    assert re.search(r"^ team +m +1 +READY", place.call("model", "list").stdout, re.M)
     assert "header" in place.refused("lease", "create", "x", "--cores", "1")
 
 

@@ -35,10 +35,7 @@ def bounds(text: str) -> dict[str, int]:
 
 def show(row: dict[str, Any], json: bool) -> None:
     """One lease."""
-    if json:
-        output.write_json(row)
-        return
-    output.write(f"{row['tenant']}/{row['name']}: {tell(row)}")
+    output.answer(json, row, f"{row['tenant']}/{row['name']}: {tell(row)}")
 
 
 def tell(row: dict[str, Any]) -> str:
@@ -78,11 +75,9 @@ def list_(
     """All leases, held and queued."""
     with Client(url, key, tenant) as client:
         rows = client.ask("GET", PATH)
-    if json:
-        output.write_json({"leases": rows})
-        return
+    shown = [[row["tenant"], row["name"], tell(row), row["model"]] for row in rows]
     columns = ("tenant", "lease", "state", "model")
-    output.show(output.table("Leases", columns, [[r["tenant"], r["name"], tell(r), r["model"]] for r in rows], left=4))
+    output.answer(json, {"leases": rows}, output.table("Leases", columns, shown, left=4))
 
 
 @app.command(name="resize")
@@ -117,7 +112,4 @@ def release(
     """Give the cores back; inferences that run end first."""
     with Client(url, key, tenant) as client:
         client.ask("DELETE", f"{PATH}/{quoted(name)}")
-    if json:
-        output.write_json({"name": name, "released": True})
-    else:
-        output.write(f"lease {name} is released")
+    output.answer(json, {"name": name, "released": True}, f"lease {name} is released")

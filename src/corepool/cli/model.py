@@ -54,10 +54,9 @@ def load(
             with output.progress(name) as progress:
                 _upload(client, name, version, file, calibration, progress)
         rows = [row for row in _index(client) if row["name"] == name and row["state"] == "READY"]
-    if json:
-        output.write_json({"name": name, "versions": [row["version"] for row in rows]})
-    else:
-        output.write(f"model {name} is ready: version {', '.join(row['version'] for row in rows)}")
+    versions = [row["version"] for row in rows]
+    made = {"name": name, "versions": versions}
+    output.answer(json, made, f"model {name} is ready: version {', '.join(versions)}")
 
 
 def _upload(
@@ -110,10 +109,8 @@ def unload(
             client.ask("DELETE", f"{PATH}/{quoted(name)}")
         else:
             client.ask("POST", f"/v2/repository/models/{quoted(name)}/unload")
-    if json:
-        output.write_json({"name": name, "unloaded": True, "deleted": delete})
-    else:
-        output.write(f"model {name} is unloaded{' and its files are deleted' if delete else ''}")
+    text = f"model {name} is unloaded{' and its files are deleted' if delete else ''}"
+    output.answer(json, {"name": name, "unloaded": True, "deleted": delete}, text)
 
 
 @app.command(name="list")
@@ -123,14 +120,11 @@ def list_(
     """All models, loaded or not."""
     with Client(url, key, tenant) as client:
         rows = _index(client)
-    if json:
-        output.write_json({"models": rows})
-        return
     whose = any("tenant" in row for row in rows)
     keys = (*(("tenant",) if whose else ()), "name", "version", "state", "reason")
     columns = ["model" if key == "name" else key for key in keys]
     shown = [[row.get(key) or "" for key in keys] for row in rows]
-    output.show(output.table("Models", columns, shown, left=len(columns)))
+    output.answer(json, {"models": rows}, output.table("Models", columns, shown, left=len(columns)))
 
 
 def _index(client: Client) -> list[dict[str, Any]]:

@@ -71,6 +71,14 @@ def show(*things: Any) -> None:
         _put("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
 
 
+def answer(json: bool, value: Any, *things: Any) -> None:
+    """What a verb has to say: one JSON object, or what ``show`` prints."""
+    if json:
+        write_json(value)
+    else:
+        show(*things)
+
+
 def table(
     title: str,
     columns: Sequence[str],

@@ -43,10 +43,7 @@ def add(
     """Add a tenant. Its key is shown this once; without --json it is all that stdout gets."""
     with Client(url, key) as client:
         made = client.ask("POST", PATH, json={"name": name, **_limits(cores, priority, requests_per_s, in_flight)})
-    if json:
-        output.write_json(made)
-        return
-    output.write(made["key"])
+    output.answer(json, made, made["key"])
 
 
 @app.command(name="list")
@@ -54,12 +51,10 @@ def list_(url: UrlOption = DEFAULT_URL, key: KeyOption = None, json: JsonOption 
     """All tenants; with a tenant's key, itself."""
     with Client(url, key) as client:
         rows = client.ask("GET", PATH)
-    if json:
-        output.write_json({"tenants": rows})
-        return
     columns = ("tenant", "cores", "priority", "requests/s", "in flight")
     names = ("name", "quota_cores", "priority", "requests_per_s", "in_flight")
-    output.show(output.table("Tenants", columns, [[row[name] for name in names] for row in rows]))
+    shown = [[row[name] for name in names] for row in rows]
+    output.answer(json, {"tenants": rows}, output.table("Tenants", columns, shown))
 
 
 @app.command(name="quota")
@@ -78,10 +73,7 @@ def quota(
     with Client(url, key) as client:
         path = f"{PATH}/{quoted(name)}"
         row = client.ask("PATCH", path, json=changes) if changes else client.ask("GET", path)
-    if json:
-        output.write_json(row)
-        return
-    output.show(output.facts(name, {each: value for each, value in row.items() if each != "name"}))
+    output.answer(json, row, output.facts(name, {each: value for each, value in row.items() if each != "name"}))
 
 
 @app.command(name="key")
@@ -100,15 +92,15 @@ def key_(
         raise InputError("give one of --rotate, --revoke and --list")
     path = f"{PATH}/{quoted(name)}/keys" if name else "/v2/corepool/operators/keys"
     with Client(url, key) as client:
+        rows = [] if rotate is None and revoke is None and not show else client.ask("GET", path)
         if show:
-            rows = client.ask("GET", path)
-            if json:
-                output.write_json({"keys": rows})
-            else:
-                columns = ("key id", "label", "state", "created")
-                shown = [[row.get(each) for each in ("key_id", "label", "state", "created_at")] for row in rows]
-                output.show(output.table(f"Keys of {name or 'operators'}", columns, shown, left=4))
+            columns = ("key id", "label", "state", "created")
+            shown = [[row.get(each) for each in ("key_id", "label", "state", "created_at")] for row in rows]
+            output.answer(json, {"keys": rows}, output.table(f"Keys of {name or 'operators'}", columns, shown, left=4))
             return
+        changed = rotate if revoke is None else revoke
+        if changed is not None and changed not in {row["key_id"] for row in rows}:
+            raise InputError(f"there is no key {changed!r} of {name or 'operators'}: --list shows which there are")
         if revoke is not None:
             client.ask("DELETE", f"/v2/corepool/keys/{quoted(revoke)}")
             made: dict[str, Any] = {"key_id": revoke, "revoked": True}
@@ -116,10 +108,7 @@ def key_(
             made = client.ask("POST", f"/v2/corepool/keys/{quoted(rotate)}/rotate")
         else:
             made = client.ask("POST", path, json={"label": label})
-    if json:
-        output.write_json(made)
-    else:
-        output.write(f"key {revoke} is revoked" if revoke is not None else made["key"])
+    output.answer(json, made, made["key"] if revoke is None else f"key {revoke} is revoked")
 
 
 @app.command(name="remove")
@@ -127,7 +116,4 @@ def remove(name: Name, url: UrlOption = DEFAULT_URL, key: KeyOption = None, json
     """Remove a tenant that holds no leases and no models."""
     with Client(url, key) as client:
         client.ask("DELETE", f"{PATH}/{quoted(name)}")
-    if json:
-        output.write_json({"name": name, "removed": True})
-    else:
-        output.write(f"tenant {name} is removed")
+    output.answer(json, {"name": name, "removed": True}, f"tenant {name} is removed")
