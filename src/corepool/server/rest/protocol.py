@@ -29,6 +29,8 @@ from corepool.server.tensors import shown
 
 Result = TypeVar("Result")
 MAX_VALUES = 4096  # in a body that is no inference
+_HEADER_LENGTH = HEADER_LENGTH.lower().encode()
+_JSON, _BYTES = (b"content-type", b"application/json"), (b"content-type", b"application/octet-stream")
 MODEL, VERSION = "/models/{model}", "/models/{model}/versions/{version}"
 
 
@@ -247,10 +249,17 @@ async def _infer(plane: DataPlane, who: Identity, request: Request) -> Response:
         body = await asyncio.to_thread(unpacked, body, encoding, limit)
     asked = read_request(name, version, body, headers.get(HEADER_LENGTH.lower()))
     result = await _unless_gone(plane.infer(who, asked.request), request)
-    text, split = write_response(asked, result)
-    if split is None:
-        return Response(text, media_type="application/json")
-    return Response(text, headers={HEADER_LENGTH: str(split)}, media_type="application/octet-stream")
+    return _Answer(*write_response(asked, result))
+
+
+class _Answer(Response):
+    """A good answer, all of whose headers are known: no need to look for them. ``split``: where binary data begin."""
+
+    def __init__(self, body: bytes, split: int | None) -> None:
+        self.status_code, self.body, self.background = 200, body, None
+        self.raw_headers = [(b"content-length", b"%d" % len(body)), _JSON if split is None else _BYTES]
+        if split is not None:
+            self.raw_headers.append((_HEADER_LENGTH, b"%d" % split))
 
 
 async def _unless_gone(work: Coroutine[Any, Any, Result], request: Request) -> Result:
