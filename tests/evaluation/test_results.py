@@ -96,3 +96,17 @@ def test_fairness() -> None:
 
 def test_plain_keeps_what_json_knows() -> None:
     assert plain({"x": (1, 2.5, None, "s", np.float64(3), np.int64(4))}) == {"x": [1, 2.5, None, "s", 3.0, 4]}
+
+
+def test_a_claim_stands_where_its_source_belongs() -> None:
+    """Goals of this project are not listed as what others reached, nor are the paper's claims."""
+    from corepool.evaluation.lab import Lab
+    from corepool.evaluation.report import _KINDS, _kind
+    from corepool.evaluation.resources import run
+
+    kinds = {claim.claim: _kind(claim) for claim in run(Lab(Path()), lambda what, share: None).claims}
+    pool = next(name for name in kinds if name.startswith("A pool of 16 cores"))
+    assert kinds.pop(pool) == _KINDS[0]
+    assert kinds["DSP blocks of a core of u200"] == _KINDS[1]
+    assert kinds["A core of 256 MACs beside the vendor's"] == _KINDS[2]
+    assert sorted(kinds.values()).count(_KINDS[2]) == 2, "the vendor's two"

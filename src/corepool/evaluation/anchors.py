@@ -110,3 +110,7 @@ AREA = {
     "B1024": (512, 29155, 49823, 101.5, 130),
     "B4096": (2048, 44583, 99791, 249.5, 514),
 }
+
+# What the card of the paper's authors has.
+U200_SOURCE = "A U200's resources by its data sheet, AMD DS962"
+U200 = {"lut": 1_182_240, "ff": 2_364_480, "bram36": 2160, "uram": 960, "dsp": 6840}

@@ -195,8 +195,11 @@ def _plot(rates: Rates) -> Plot:
     made, axes = plots.figure(1, len(rates), width=13, height=3.7)
     for place, (mix, by_design) in enumerate(rates.items()):
         for index, (design, row) in enumerate(by_design.items()):
-            plots.line(axes[place], index, list(row), [100 * value for value in row.values()], design, markersize=3)
-        axes[place].set(title=TITLES[mix], xlabel="tasks", ylim=(0, 100))
+            # Lines that lie on each other: those below are wider, those above have gaps.
+            look: dict[str, Any] = {"linewidth": max(3.0 - index, 1.2), "linestyle": "-" if index < 2 else "--"}
+            shares = [100 * value for value in row.values()]
+            plots.line(axes[place], index, list(row), shares, design, markersize=4, **look)
+        axes[place].set(title=TITLES[mix], xlabel="tasks", ylim=(0, 100), xticks=[1, 4, 8, 12, 16])
     axes[0].set_ylabel("useful share of the card's peak, %")
     plots.legend(made, axes[0])
     caption = "Total throughput of 1 to 16 tasks that always have work, under the pool and the static designs."

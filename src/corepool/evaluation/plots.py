@@ -40,8 +40,9 @@ def line(axes: Axes, index: int, x: Sequence[float], y: Sequence[float], label: 
         "color": COLOURS[index % len(COLOURS)],
         "marker": MARKERS[index % len(MARKERS)],
         "markersize": 4,
+        "linewidth": 1.5,
     } | style
-    axes.plot(x, y, label=label, linewidth=1.5, **look)
+    axes.plot(x, y, label=label, **look)
 
 
 def legend(made: Figure, axes: Axes, columns: int = 0) -> None:

@@ -17,6 +17,7 @@ from corepool.errors import HypervisorError
 from corepool.evaluation import carried, plots
 from corepool.evaluation.anchors import (
     FULL_RECONFIGURATION_MS,
+    PAPER,
     PARTIAL_RECONFIGURATION_MS,
     RECONFIGURATION_SOURCE,
     TITLES,
@@ -230,7 +231,7 @@ def _claims(data: dict[str, Any]) -> list[Claim]:
         ),
         Claim(
             "Switching after a layer instead of after the task: mean wait, slowest network",
-            "design of the paper: task-level and layer-level switches",
+            f"{PAPER}: task-level and layer-level switches",
             "shorter",
             f"{layer:.0f} us instead of {task:.0f} us",
             "reached" if layer < task else "missed",
