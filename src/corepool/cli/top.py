@@ -24,7 +24,7 @@ PATH = "/v2/corepool/status"
 REDEALS = 5
 TENANTS = 12
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-STATES = {"free": ".", "tainted": "!", "clearing": "~", "reserved": "~", "programming": "~"}
+STATES = {"free": ".", "tainted": "!", "clearing": "~", "programming": "~"}  # of others, who has them
 
 
 def command(

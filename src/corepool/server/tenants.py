@@ -5,6 +5,7 @@ It must not know REST, gRPC or devices; it decides who is asking, not what for.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Collection, Mapping
@@ -121,7 +122,9 @@ class Tenants:
         if body_bytes > limit:
             raise TooLargeError(f"the request has {body_bytes} bytes; tenant {who.tenant!r} may send {limit}")
         per_s = self.limits.requests_per_s if row.requests_per_s is None else row.requests_per_s
-        burst = self.limits.burst if row.burst is None else row.burst
+        burst = row.burst
+        if burst is None:  # the same number of seconds' worth for every rate
+            burst = math.ceil(self.limits.burst * per_s / self.limits.requests_per_s)
         wait = self._rates.take(who.tenant, _rate(per_s, burst))
         if wait:
             raise TooManyRequestsError(

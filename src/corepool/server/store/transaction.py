@@ -55,9 +55,9 @@ class Transaction:
 
         Returns whether it was there.
         """
-        for what, held in (("lease", self.leases(name)), ("model", self.models(name))):
+        for what, held, verb in (("lease", self.leases(name), "release"), ("model", self.models(name), "unload")):
             for each in held:
-                raise ConflictError(f"tenant {name!r} still has the {what} {each.name!r}: release it first")
+                raise ConflictError(f"tenant {name!r} still has the {what} {each.name!r}: {verb} it first")
         self._delete(schema.keys, tenant=name)
         self._delete(schema.idempotency, tenant=name)
         return self._delete(schema.tenants, name=name)
