@@ -8,10 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+# Compilers run in processes of their own. gRPC's threads must not come to life in those: the process might crash.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc  # type: ignore[import-untyped]
 import uvicorn

@@ -38,6 +38,7 @@ from corepool.server.uploads import Uploads
 from support.toy_engine import ToyAccess, ToyEngine, toy_package
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # see corepool.server.run
 
 CASES = Path(__file__).resolve().parents[2] / "cases"
 
