@@ -217,38 +217,38 @@ def lease(name: str, *dues: int, own: int = 0, ends_at: int | None = None, layer
 def test_forecast_waits_for_cores_until_their_holder_ends() -> None:
     """16 cores until 100; then 8 for each: 200 more. Without a second job of the holder all 16: 100 more."""
     for due, late in ((299, 1), (300, 0)):
-        assert forecast([lease("a", 900, 900, own=16, ends_at=100), lease("b", due)], (8, 8), 16, 0) == [0, late]
-    assert forecast([lease("a", 900, own=16, ends_at=100), lease("b", 200)], (8, 8), 16, 0) == [0, 0]
+        assert forecast([lease("a", 900, 900, own=16, ends_at=100), lease("b", due)], (8, 8), 16, 0) == (0, late)
+    assert forecast([lease("a", 900, own=16, ends_at=100), lease("b", 200)], (8, 8), 16, 0) == (0, 0)
 
 
 def test_forecast_stops_between_layers() -> None:
     """The holder gives up half after a tenth of its 100 ns; its other 90 take twice as long."""
     for due, late in ((209, 1), (210, 0)):
         holder = lease("a", 190, own=16, ends_at=100, layers=10)
-        assert forecast([holder, lease("b", due)], (8, 8), 16, 0) == [0, late]
-    assert forecast([lease("a", 189, own=16, ends_at=100, layers=10), lease("b", 900)], (8, 8), 16, 0) == [1, 0]
+        assert forecast([holder, lease("b", due)], (8, 8), 16, 0) == (0, late)
+    assert forecast([lease("a", 189, own=16, ends_at=100, layers=10), lease("b", 900)], (8, 8), 16, 0) == (1, 0)
 
 
 def test_forecast_deals_anew_when_somebody_has_done() -> None:
     """Each 200 on 8; then b has all 16 for its second: 100."""
     pair = [lease("a", 200), lease("b", 200, 300)]
-    assert forecast(pair, (8, 8), 16, 0) == [0, 0]
-    assert forecast([pair[0], lease("b", 200, 299)], (8, 8), 16, 0) == [0, 1]
+    assert forecast(pair, (8, 8), 16, 0) == (0, 0)
+    assert forecast([pair[0], lease("b", 200, 299)], (8, 8), 16, 0) == (0, 1)
 
 
 def test_forecast_begins_on_some_cores_if_that_ends_earlier() -> None:
     """Two are free, six more come at 1000: 800 on two, not 1200."""
     holder = lease("a", 5000, own=14, ends_at=1000)
-    assert forecast([holder, lease("b", 800)], (8, 8), 16, 0) == [0, 0]
-    assert forecast([holder, lease("b", 799)], (8, 8), 16, 0) == [0, 1]
+    assert forecast([holder, lease("b", 800)], (8, 8), 16, 0) == (0, 0)
+    assert forecast([holder, lease("b", 799)], (8, 8), 16, 0) == (0, 1)
     soon = lease("a", 5000, own=14, ends_at=100)  # worth waiting for: 100 + 200
-    assert forecast([soon, lease("b", 300)], (8, 8), 16, 0) == [0, 0]
+    assert forecast([soon, lease("b", 300)], (8, 8), 16, 0) == (0, 0)
 
 
 def test_forecast_counts_the_time_of_changes() -> None:
-    assert forecast([lease("a", 105, switch=5)], (16,), 16, 0) == [0]
-    assert forecast([lease("a", 104, switch=5)], (16,), 16, 0) == [1]
-    assert forecast([lease("a", 100, own=16, switch=5)], (16,), 16, 0) == [0]  # programmed already
+    assert forecast([lease("a", 105, switch=5)], (16,), 16, 0) == (0,)
+    assert forecast([lease("a", 104, switch=5)], (16,), 16, 0) == (1,)
+    assert forecast([lease("a", 100, own=16, switch=5)], (16,), 16, 0) == (0,)  # programmed already
 
 
 @given(given_demands=demands(), cores=st.integers(1, 16))

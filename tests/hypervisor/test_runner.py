@@ -326,3 +326,12 @@ def test_deadlines_are_met_at_least_as_often_as_with_even_shares(burst: int, loa
             assert len(record.job) + len(record.refused) == 400
             met[policy] += len(record.late) - sum(record.late)
     assert met["private-deadline"] > met["private-even"]
+
+
+@pytest.mark.slow
+def test_deadlines_cost_at_most_a_millisecond_a_job() -> None:
+    """Of processor time, with a promise for every job."""
+    begin = time.process_time()
+    _, record = mixed("private-deadline", 0.8, 10_000, 1, deadline_ns=100_000_000)
+    assert len(record.job) + len(record.refused) == 10_000
+    assert time.process_time() - begin <= 10

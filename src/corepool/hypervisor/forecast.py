@@ -6,6 +6,7 @@ It must not know policies but the one by which it takes cores to be dealt anew l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from heapq import heapify, heappop, heappush
 
 from corepool.hypervisor.demand import Demand, private_even
@@ -13,13 +14,24 @@ from corepool.hypervisor.demand import Demand, private_even
 NEVER = 1 << 62
 
 
-def forecast(demands: Sequence[Demand], shares: Sequence[int], cores: int, now: int) -> list[int]:
+def forecast(demands: Sequence[Demand], shares: Sequence[int], cores: int, now: int) -> tuple[int, ...]:
     """How many jobs with a deadline of their own each lease would end late, if nothing new comes.
 
     Leases move to their ``shares`` as the hypervisor moves them: at the end of a job, or of a layer; who has some of
     its cores begins on these if that ends earlier. When a lease has done all its jobs, cores are dealt evenly anew.
     """
-    return _Forecast(demands, shares, cores, now).late_promises()
+    late = [0] * len(demands)
+    if any(work.promised for demand in demands for work in demand.jobs):
+        busy = [i for i, demand in enumerate(demands) if demand.waiting or demand.own or demand.keeps]
+        found = _promises(tuple(demands[i] for i in busy), tuple(shares[i] for i in busy), cores, now)
+        for i, count in zip(busy, found, strict=True):
+            late[i] = count
+    return tuple(late)
+
+
+@lru_cache(maxsize=8)  # a job is asked about, accepted and dealt for in one moment
+def _promises(demands: tuple[Demand, ...], shares: tuple[int, ...], cores: int, now: int) -> tuple[int, ...]:
+    return tuple(_Forecast(demands, shares, cores, now).late_promises())
 
 
 class _Forecast:
