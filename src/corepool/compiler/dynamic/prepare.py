@@ -2,7 +2,7 @@
 
 It must not know which cores of a device a model is for. Dealing, where cores meet and what each core reads follow from
 the package and the number of cores alone; banks, buffers, tokens and instructions are the linker's, each time anew. It
-takes one to two milliseconds, and 80 bytes for each layer and each core of each number of cores; no instruction is kept.
+takes one to two milliseconds, and 80 bytes for each layer and core of each number of cores; no instruction is kept.
 """
 
 from __future__ import annotations

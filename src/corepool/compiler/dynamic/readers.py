@@ -93,19 +93,12 @@ def near_regions(run: Any, everything: int, first: int, count: int, reach: Rows,
     kept = 0
     for r in range(first, first + count):
         region = reach[np.uint64(r)]
-        if everything >> region.bank & 1:
-            continue
-        if region.row < row_end and row < region.row_end and block < region.block_end and region.block < block_end:
-            if (
-                region.row <= row
-                and region.row_end >= row_end
-                and region.block <= block
-                and region.block_end >= block_end
-            ):
-                everything |= 1 << region.bank
-            else:
-                _copy(region, region.bank, near[kept])
-                kept += 1
+        hit = (region.row < row_end) & (row < region.row_end) & (block < region.block_end) & (region.block < block_end)
+        holds = (region.row <= row) & (row_end <= region.row_end)
+        holds &= (region.block <= block) & (block_end <= region.block_end)
+        everything |= np.int64(holds) << region.bank
+        _copy(region, region.bank, near[np.uint64(kept)])
+        kept += np.int64(hit) & ~(everything >> region.bank)
         one_by_one()
     return everything, kept
 
@@ -124,6 +117,11 @@ def banks_of(ifp: Any, everything: int, near: Rows, regions: int) -> tuple[int, 
         some |= np.int64(hit) << region.bank
         one_by_one()
     return whole, some & ~whole
+
+
+@inlined
+def _set_part(row: int, row_end: int, mask: int, part: Any) -> None:
+    part.row, part.row_end, part.mask = row, row_end, mask
 
 
 @inlined
@@ -171,28 +169,35 @@ def split_rows(
     [banks, 2] is scratch. Rows that nobody reads go to the core's ``own`` bank.
     """
     first_row, last_row = np.int64(ifp.out_row), np.int64(ifp.out_row_end)
-    for bank in range(len(spans)):
-        spans[bank, 0], spans[bank, 1] = last_row, first_row
-        one_by_one()
-    last = 0
-    for r in range(regions):
-        region = near[np.uint64(r)]
-        low, high = max(first_row, region.row), min(last_row, region.row_end)
-        if low < high and ifp.out_block < region.block_end and region.block < ifp.out_block_end:
-            bank = region.bank
-            spans[bank, 0], spans[bank, 1] = min(spans[bank, 0], low), max(spans[bank, 1], high)
-            if partly >> bank & 1:
-                last = bank
+    rest, shared = whole if whole else 1 << own, whole | partly
     count = 0
-    if partly == 1 << last:  # only one
-        low, high, rest = spans[last, 0], spans[last, 1], whole if whole else 1 << own
-        count = _add_part(first_row, low, rest, parts, 0)
-        count = _add_part(low, high, whole | partly, parts, count)
-        count = _add_part(high, last_row, rest, parts, count)
-    else:
+    if partly & (partly - 1):  # several
+        for bank in range(len(spans)):
+            spans[bank, 0], spans[bank, 1] = last_row, first_row
+            one_by_one()
+        for r in range(regions):
+            region = near[np.uint64(r)]
+            low, high = max(first_row, region.row), min(last_row, region.row_end)
+            if low < high and ifp.out_block < region.block_end and region.block < ifp.out_block_end:
+                bank = region.bank
+                spans[bank, 0], spans[bank, 1] = min(spans[bank, 0], low), max(spans[bank, 1], high)
         count = _split_many(first_row, last_row, whole, partly, own, spans, parts)
+    elif rest != shared:
+        begin, end = last_row, first_row
+        for r in range(regions):
+            region = near[np.uint64(r)]
+            low, high = max(first_row, region.row), min(last_row, region.row_end)
+            hit = (low < high) & (ifp.out_block < region.block_end) & (region.block < ifp.out_block_end)
+            hit &= partly >> region.bank & 1 == 1
+            begin, end = min(begin, low if hit else begin), max(end, high if hit else end)
+            one_by_one()
+        # Without branches: which of the outer parts are empty would be hard to foresee.
+        _set_part(first_row, begin, rest, parts[0])
+        count = int(first_row < begin)
+        _set_part(begin, end, shared, parts[np.uint64(count)])
+        _set_part(end, last_row, rest, parts[np.uint64(count + 1)])
+        count += 1 + int(end < last_row)
     if count == 0:  # all rows to all banks that need any
-        part = parts[0]
-        part.row, part.row_end, part.mask = first_row, last_row, whole | partly
+        _set_part(first_row, last_row, shared, parts[0])
         count = 1
     return count
