@@ -237,36 +237,11 @@ def _run(
 
 @njit(cache=True, nogil=True)
 def search(
-    g: IntArray, m: IntArray, heights: IntArray, widths: IntArray, blocks: IntArray, limit: int, cores: int
-) -> tuple[IntArray, IntArray]:
-    """Grids [k, 4] (height, width, channel parts, weights outer) that fit and have at most ``limit`` tiles, and their
-    prices [k, cores]."""
-    most = len(heights) * len(widths) * len(blocks) * 2
-    grids, prices = np.empty((most, 4), np.int64), np.empty((most, cores), np.int64)
-    count = 0
-    for gh in heights:
-        for gw in widths:
-            for gb in blocks:
-                if gh * gw * gb > limit:
-                    continue
-                for outer in range(2):
-                    if outer and (gh * gw == 1 or gb == 1 or g[DEPTH]):
-                        continue
-                    if price(g, m, gh, gw, gb, outer, 1, prices[count]) < 0:
-                        break
-                    grids[count, 0], grids[count, 1], grids[count, 2], grids[count, 3] = gh, gw, gb, outer
-                    count += 1
-    return grids[:count], prices[:count]
-
-
-@njit(cache=True, nogil=True)
-def search_whole(
-    g: IntArray, m: IntArray, heights: IntArray, widths: IntArray, blocks: IntArray, orders: IntArray, limit: int,
-    cores: int,
+    g: IntArray, m: IntArray, heights: IntArray, widths: IntArray, blocks: IntArray, orders: IntArray, whole: bool,
+    limit: int, cores: int,
 ) -> tuple[IntArray, IntArray]:  # fmt: skip
-    """As ``search``, but only the outermost direction of each of ``orders`` is dealt out: its parts stay whole.
-
-    Grids [k, 4] (height, width, channel parts, order) and prices [k, cores].
+    """Grids [k, 4] (height, width, channel parts, order) that fit and have at most ``limit`` tiles, and their prices
+    [k, cores]. ``whole``: only the outermost direction of each of ``orders`` is dealt out, its parts stay whole.
     """
     most = len(heights) * len(widths) * len(blocks) * len(orders)
     grids, prices = np.empty((most, 4), np.int64), np.empty((most, cores), np.int64)
@@ -277,8 +252,12 @@ def search_whole(
                 if gh * gw * gb > limit:
                     continue
                 for order in orders:
-                    step_y, step_x, step_b = _steps(order, gh, gw, gb)
-                    unit = step_b if order == 1 else step_x if order in (2, 3) else step_y
+                    unit = 1
+                    if whole:
+                        step_y, step_x, step_b = _steps(order, gh, gw, gb)
+                        unit = step_b if order == 1 else step_x if order in (2, 3) else step_y
+                    elif order in WEIGHTS_STAY and (gh * gw == 1 or gb == 1 or g[DEPTH]):
+                        continue  # no tile shares its weights with the one before
                     if price(g, m, gh, gw, gb, order, unit, prices[count]) < 0:
                         break
                     grids[count, 0], grids[count, 1], grids[count, 2], grids[count, 3] = gh, gw, gb, order

@@ -287,6 +287,10 @@ def _search(
     return _search_cached(numbers, config, tuple(heights), tuple(widths), tuple(blocks), limit, cores)
 
 
+# Orders of ``search`` in which the features, or the weights, stay on chip from tile to tile.
+_BOTH_ORDERS = np.array([0, 1], np.int64)
+
+
 @lru_cache(maxsize=512)
 def _search_cached(
     numbers: bytes, config: HardwareConfig, heights: tuple[int, ...], widths: tuple[int, ...], blocks: tuple[int, ...],
@@ -294,7 +298,8 @@ def _search_cached(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:  # fmt: skip
     """The search, once for all layers of the same geometry."""
     parts = (np.array(values, np.int64) for values in (heights, widths, blocks))
-    grids, prices = search.search(np.frombuffer(numbers, np.int64).copy(), machine(config), *parts, limit, cores)
+    layer = np.frombuffer(numbers, np.int64).copy()
+    grids, prices = search.search(layer, machine(config), *parts, _BOTH_ORDERS, False, limit, cores)
     return grids, prices
 
 
@@ -363,7 +368,7 @@ def _whole(
         counts = [np.array(_counts(n) if i == dealt else _all_counts(n), np.int64) for i, n in enumerate(units)]
         orders = np.array(_DIRECTIONS[cut], np.int64)
         numbers = geometry(operation, config, shape)
-        grids, prices = search.search_whole(numbers, machine(config), *counts, orders, 1 << 12, cores)
+        grids, prices = search.search(numbers, machine(config), *counts, orders, True, 1 << 12, cores)
         found.append(grids)
         costs.append(prices)
     grids, prices = np.concatenate(found), np.concatenate(costs)
