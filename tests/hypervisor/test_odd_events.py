@@ -1,4 +1,4 @@
-"""Events that are malformed, come twice or come late, and failures that hit only some: nobody else may notice.
+"""Events that are malformed, ask for what cannot be, come twice or late, and failures that hit only some: nobody notices.
 
 It must not know how the hypervisor is built; it hands in events and looks at actions.
 """
@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from corepool.errors import HypervisorError, JobError, LeaseError, TenantError
+from corepool.errors import HypervisorError, JobError, LeaseError, QuotaError, TenantError
 from corepool.hypervisor import actions as ac
 from corepool.hypervisor import events as ev
 from corepool.hypervisor.log import snapshot
 from corepool.hypervisor.settings import SECOND, Settings
-from support.world import World
+from support.world import World, net
 
 ANY: Any = ev  # what is built here is wrong on purpose
 
@@ -46,17 +46,81 @@ MALFORMED = [
 ]
 
 
-@pytest.mark.parametrize(("error", "event"), MALFORMED, ids=[f"{i}" for i in range(len(MALFORMED))])
-def test_malformed_events_are_refused_in_one_line_and_change_nothing(error: type[HypervisorError], event: Any) -> None:
-    world = World(Settings())
-    world.tenant("ann", quota=8)
-    world.lease("ann", "a", 1, 4)
+BAD = [
+    (QuotaError, ev.RequestLease(0, "ann", "x", 0, 9, 1000)),
+    (LeaseError, ev.RequestLease(0, "bob", "x", 0, 17, 1000)),
+    (LeaseError, ev.RequestLease(0, "bob", "x", 5, 4, 1000)),
+    (LeaseError, ev.RequestLease(0, "bob", "x", 0, 0, 1000)),
+    (LeaseError, ev.RequestLease(0, "bob", "x", -1, 4, 1000)),
+    (LeaseError, ev.RequestLease(0, "bob", "x", 1, 4, 1000, ev.Sharing.PUBLIC)),
+    (LeaseError, ev.RequestLease(0, "bob", "x", 1, 4, 5 << 30)),
+    (LeaseError, ev.RequestLease(0, "bob", "x", 1, 4, 0)),
+    (LeaseError, ev.RequestLease(0, "bob", "x", 1, 4, 1000, term_ns=-1)),
+    (LeaseError, ev.RequestLease(0, "bob", "a", 1, 4, 1000)),
+    (TenantError, ev.RequestLease(0, "eve", "x", 0, 1, 1000)),
+    (TenantError, ev.AddTenant(0, "ann", 4)),
+    (QuotaError, ev.AddTenant(0, "eve", 17)),
+    (QuotaError, ev.AddTenant(0, "eve", True)),
+    (TenantError, ev.AddTenant(0, "eve", 4, -1)),
+    (TenantError, ev.RemoveTenant(0, "eve")),
+    (TenantError, ev.RemoveTenant(0, "ann")),
+    (TenantError, ev.LoadModel(0, "eve", net())),
+    (JobError, ev.LoadModel(0, "ann", net())),
+    (JobError, ev.LoadModel(0, "ann", net("x", window=5 << 30))),
+    (JobError, ev.UnloadModel(0, "ann", "x")),
+    (JobError, ev.UnloadModel(0, "ann", "net")),
+    (JobError, ev.SubmitJob(0, "ann", "a", 1, "net")),
+    (JobError, ev.SubmitJob(0, "ann", "a", -1, "net")),
+    (JobError, ev.SubmitJob(0, "ann", "a", 2, "x")),
+    (JobError, ev.SubmitJob(0, "ann", "a", 2, "large")),
+    (JobError, ev.SubmitJob(0, "ann", "a", 2, "net", deadline=-5)),
+    (JobError, ev.SubmitJob(0, "ann", "a", 2, "net", deadline=0)),
+    (LeaseError, ev.SubmitJob(0, "bob", "a", 2, "net")),
+    (TenantError, ev.SubmitJob(0, "eve", "a", 2, "net")),
+    (JobError, ev.CancelJob(0, "ann", "a", 5)),
+    (LeaseError, ev.ReleaseLease(0, "ann", "gone")),
+    (LeaseError, ev.ReleaseLease(0, "bob", "a")),
+    (LeaseError, ev.ResizeLease(0, "ann", "gone", 1, 2)),
+    (QuotaError, ev.ResizeLease(0, "ann", "a", 1, 9)),
+    (LeaseError, ev.ResizeLease(0, "ann", "a", 3, 2)),
+    (HypervisorError, ev.RepairCores(0, (1,))),
+    (HypervisorError, ev.RepairCores(0, (99,))),
+    (HypervisorError, ev.RepairCores(0, ())),
+    (HypervisorError, ev.ReleaseLease(-1, "ann", "a")),
+]
+
+
+def named(cases: list[Any]) -> list[Any]:
+    """Cases of a refusal by number and event."""
+    return [pytest.param(*case, id=f"{i}-{type(case[1]).__name__}") for i, case in enumerate(cases)]
+
+
+def refused(world: World, error: type[HypervisorError], event: Any) -> None:
+    """In one line, by just this error, and all is as it was."""
     before = snapshot(world.hypervisor)
     with pytest.raises(error) as caught:
         world.hypervisor.handle(event)
     assert type(caught.value) is error
     assert "\n" not in str(caught.value)
     assert snapshot(world.hypervisor) == before
+
+
+@pytest.mark.parametrize(("error", "event"), named(MALFORMED))
+def test_malformed_events_are_refused_in_one_line_and_change_nothing(error: type[HypervisorError], event: Any) -> None:
+    world = World(Settings())
+    world.tenant("ann", quota=8)
+    world.lease("ann", "a", 1, 4)
+    refused(world, error, event)
+
+
+@pytest.mark.parametrize(("error", "event"), named(BAD))
+def test_bad_requests_are_refused_and_change_nothing(error: type[HypervisorError], event: ev.Event) -> None:
+    world = World(Settings())
+    world.tenant("ann", net(), net("large", window=2000), quota=8)
+    world.tenant("bob")
+    world.lease("ann", "a", 1, 8)
+    world.do(ev.SubmitJob(world.now, "ann", "a", 1, "net"))
+    refused(world, error, event)
 
 
 def test_a_job_that_stopped_is_not_stopped_again_by_the_same_report() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from corepool.errors import DeadlineError, HypervisorError, JobError, LeaseError, QuotaError, TenantError
+from corepool.errors import DeadlineError, HypervisorError, LeaseError, QuotaError
 from corepool.hypervisor import actions as ac
 from corepool.hypervisor import events as ev
 from corepool.hypervisor.log import from_record, replay, snapshot, to_record
@@ -398,67 +398,6 @@ def test_deadlines_are_kept_or_refused_at_once() -> None:
     assert [job.job for job in world.hypervisor.book.leases["b"].queue] == [5, 4], "earliest due first"
     world.drain()
     assert set(world.ledger.ended) == {2, 4, 5}
-
-
-BAD = [
-    (QuotaError, ev.RequestLease(0, "ann", "x", 0, 9, 1000)),
-    (LeaseError, ev.RequestLease(0, "bob", "x", 0, 17, 1000)),
-    (LeaseError, ev.RequestLease(0, "bob", "x", 5, 4, 1000)),
-    (LeaseError, ev.RequestLease(0, "bob", "x", 0, 0, 1000)),
-    (LeaseError, ev.RequestLease(0, "bob", "x", -1, 4, 1000)),
-    (LeaseError, ev.RequestLease(0, "bob", "x", 1, 4, 1000, ev.Sharing.PUBLIC)),
-    (LeaseError, ev.RequestLease(0, "bob", "x", 1, 4, 5 << 30)),
-    (LeaseError, ev.RequestLease(0, "bob", "x", 1, 4, 0)),
-    (LeaseError, ev.RequestLease(0, "bob", "x", 1, 4, 1000, term_ns=-1)),
-    (LeaseError, ev.RequestLease(0, "bob", "a", 1, 4, 1000)),
-    (TenantError, ev.RequestLease(0, "eve", "x", 0, 1, 1000)),
-    (TenantError, ev.AddTenant(0, "ann", 4)),
-    (QuotaError, ev.AddTenant(0, "eve", 17)),
-    (QuotaError, ev.AddTenant(0, "eve", True)),
-    (TenantError, ev.AddTenant(0, "eve", 4, -1)),
-    (TenantError, ev.RemoveTenant(0, "eve")),
-    (TenantError, ev.RemoveTenant(0, "ann")),
-    (TenantError, ev.LoadModel(0, "eve", net())),
-    (JobError, ev.LoadModel(0, "ann", net())),
-    (JobError, ev.LoadModel(0, "ann", net("x", window=5 << 30))),
-    (JobError, ev.UnloadModel(0, "ann", "x")),
-    (JobError, ev.UnloadModel(0, "ann", "net")),
-    (JobError, ev.SubmitJob(0, "ann", "a", 1, "net")),
-    (JobError, ev.SubmitJob(0, "ann", "a", -1, "net")),
-    (JobError, ev.SubmitJob(0, "ann", "a", 2, "x")),
-    (JobError, ev.SubmitJob(0, "ann", "a", 2, "large")),
-    (JobError, ev.SubmitJob(0, "ann", "a", 2, "net", deadline=-5)),
-    (JobError, ev.SubmitJob(0, "ann", "a", 2, "net", deadline=0)),
-    (LeaseError, ev.SubmitJob(0, "bob", "a", 2, "net")),
-    (TenantError, ev.SubmitJob(0, "eve", "a", 2, "net")),
-    (JobError, ev.CancelJob(0, "ann", "a", 5)),
-    (LeaseError, ev.ReleaseLease(0, "ann", "gone")),
-    (LeaseError, ev.ReleaseLease(0, "bob", "a")),
-    (LeaseError, ev.ResizeLease(0, "ann", "gone", 1, 2)),
-    (QuotaError, ev.ResizeLease(0, "ann", "a", 1, 9)),
-    (LeaseError, ev.ResizeLease(0, "ann", "a", 3, 2)),
-    (HypervisorError, ev.RepairCores(0, (1,))),
-    (HypervisorError, ev.RepairCores(0, (99,))),
-    (HypervisorError, ev.RepairCores(0, ())),
-    (HypervisorError, ev.ReleaseLease(-1, "ann", "a")),
-]
-
-
-@pytest.mark.parametrize(
-    ("error", "event"), BAD, ids=[f"{i}-{type(event).__name__}" for i, (_, event) in enumerate(BAD)]
-)
-def test_bad_requests_are_refused_and_change_nothing(error: type[HypervisorError], event: ev.Event) -> None:
-    world = World(Settings())
-    world.tenant("ann", net(), net("large", window=2000), quota=8)
-    world.tenant("bob")
-    world.lease("ann", "a", 1, 8)
-    submit(world, "a", 1)
-    before = snapshot(world.hypervisor)
-    with pytest.raises(error) as caught:
-        world.hypervisor.handle(event)
-    assert type(caught.value) is error
-    assert "\n" not in str(caught.value)
-    assert snapshot(world.hypervisor) == before
 
 
 def test_double_release_is_refused_while_the_last_job_ends() -> None:
