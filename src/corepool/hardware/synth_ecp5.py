@@ -124,8 +124,8 @@ def _synthesise(chip: Chip, netlist: Path, what: str, tell: Tell) -> dict[str, A
     """Netlist of the whole; returns its modules as they were before they were put into one.
 
     Pool, cores, ports and banks stay apart until then, so that each is mapped once; what lies within them is mapped
-    together, so that no bit of an instruction is kept for a unit that has no use for it. That the reset is global
-    can be seen only once all is one: until then a module with none of its own has its flip-flops cut off from it.
+    together, so that no bit of an instruction is kept for a unit that has no use for it. The flip-flops
+    are joined to the global reset last: Yosys looks for the cell that drives it in each module, and finds it in one.
     """
     kept = " ".join((TOP, CORE, PINS, "corepool_port", "corepool_bank"))
     script = [f"hierarchy -top {CHIP}", f"setattr -mod -set keep_hierarchy 1 {kept}"]
