@@ -1,4 +1,4 @@
-"""Events that are malformed, ask for what cannot be, come twice or late, and failures that hit only some: nobody notices.
+"""Events that are malformed, ask for what cannot be, come twice or late, and failures that hit only some cores.
 
 It must not know how the hypervisor is built; it hands in events and looks at actions.
 """
