@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from amaranth.hdl import Fragment
 from amaranth.sim import Simulator
 
 from corepool.config import preset
@@ -50,8 +51,15 @@ def corners(rng: np.random.Generator, bits: int) -> int:
     return int(rng.integers(-(1 << bits - 1), 1 << bits - 1)) >> int(rng.integers(0, bits))
 
 
-@pytest.mark.parametrize("pixels", [1, 2, 4])
-def test_sums_of_random_groups(pixels: int) -> None:
+@dataclass(frozen=True)
+class Device:
+    """A platform whose multipliers take so many bits."""
+
+    multiplier_bits: int
+
+
+@pytest.mark.parametrize(("pixels", "bits"), [(1, 27), (2, 27), (4, 27), (2, 18), (4, 18)])
+def test_sums_of_random_groups(pixels: int, bits: int) -> None:
     """Groups of any length, with steps that do not count, and groups that go on from the one before."""
     rng = np.random.default_rng(pixels)
     config = replace(TINY, pixels=pixels, cores=4)
@@ -97,7 +105,9 @@ def test_sums_of_random_groups(pixels: int) -> None:
                     assert seen == [[wrapped(int(v), 32) for v in row] for row in wanted[at]], at
             await ctx.tick()
 
-    run(block, bench)
+    design = Fragment.get(block, Device(bits))
+    assert len(design.subfragments) == CHANNELS * (pixels if bits < 27 else max(pixels // 2, 1))
+    run(design, bench)
 
 
 def test_maxima_of_random_groups() -> None:

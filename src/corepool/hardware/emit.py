@@ -21,7 +21,7 @@ from amaranth.lib import wiring
 from corepool.config import HardwareConfig
 from corepool.errors import ToolError
 from corepool.hardware.core import Core
-from corepool.hardware.library import Library, ports
+from corepool.hardware.library import DSP48E2_BITS, Library, ports
 from corepool.hardware.pool import MakeCore, Pool
 
 TOP, CORE = "corepool_pool", "corepool_core"
@@ -49,9 +49,11 @@ def run_yosys(script: str, directory: Path) -> str:
     return done.stdout
 
 
-def to_rtlil(top: wiring.Component, name: str, outside: Collection[str] = ()) -> dict[str, str]:
+def to_rtlil(
+    top: wiring.Component, name: str, outside: Collection[str] = (), multiplier_bits: int = DSP48E2_BITS
+) -> dict[str, str]:
     """RTLIL of a component and of all modules that it holds by name, but those in ``outside`` (see Library)."""
-    library = Library(outside)
+    library = Library(outside, multiplier_bits)
     library.modules[name] = top
     texts: dict[str, str] = {}
     while len(texts) < len(library.modules):

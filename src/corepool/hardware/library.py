@@ -12,6 +12,8 @@ from amaranth.hdl import ClockSignal, Instance, Module, ResetSignal, Value, Valu
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
+DSP48E2_BITS = 27  # the longer operand of a multiplier of UltraScale+
+
 
 def ports(component: wiring.Component) -> Iterator[tuple[str, bool, Value]]:
     """Name, whether it is an input, and signal of every port, as they are called in Verilog."""
@@ -24,10 +26,12 @@ class Library:
     """The modules of a design by name. Two components of one name must be the same hardware.
 
     Modules called as in ``outside`` are left out: their ports become ports of the design, ``name{number}__{port}``.
+    ``multiplier_bits`` is how wide the longer operand of the device's multipliers may be.
     """
 
-    def __init__(self, outside: Collection[str] = ()) -> None:
+    def __init__(self, outside: Collection[str] = (), multiplier_bits: int = DSP48E2_BITS) -> None:
         self.modules: dict[str, wiring.Component] = {}
+        self.multiplier_bits = multiplier_bits
         self._outside: dict[str, list[wiring.Component]] = {name: [] for name in outside}
 
     def instance(self, component: wiring.Component, name: str) -> Instance | Module:
@@ -59,3 +63,8 @@ def share(platform: object, component: wiring.Component, name: str) -> Any:
     if isinstance(platform, Library):
         return platform.instance(component, name)
     return component
+
+
+def multiplier_bits(platform: object) -> int:
+    """How wide the longer operand of a multiplier may be; a DSP48E2's where nobody says."""
+    return int(getattr(platform, "multiplier_bits", DSP48E2_BITS))

@@ -13,7 +13,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from corepool.config import HardwareConfig
-from corepool.hardware.library import share
+from corepool.hardware.library import multiplier_bits, share
 from corepool.hardware.operands import delayed, folds
 
 PACK = 18  # bits that the lower of two packed products has for itself, and that a sum of GROUP of them needs at most
@@ -118,6 +118,8 @@ class Sums(wiring.Component):
 
     ``valid``, ``begins`` and ``keep`` come with ``ready``, i.e. DELAY cycles behind their operands: whether the
     step counts, is the first of its group, and then goes on from what the accumulators hold.
+
+    Pixels share multiplications in pairs where the device's multipliers are wide enough; the sums are the same.
     """
 
     DELAY = 4
@@ -139,7 +141,7 @@ class Sums(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        together = min(self.config.pixels, 2)
+        together = min(self.config.pixels, 2) if multiplier_bits(platform) > PACK else 1
         for output in range(self.config.channels):
             for first in range(0, self.config.pixels, together):
                 pair = PairSums(self.config, together)

@@ -32,6 +32,7 @@ _COLUMNS = range(2, 125)
 _ROWS = tuple(y for y in range(2, 94) if y % 12 != 10)
 _LUTS = tuple(f"{slice_}{half}" for slice_ in "ABCD" for half in "01")
 _PERIOD_PS = 80_000  # what mapping aims at: logic of few LUTs rather than of few levels
+_MULTIPLIER_BITS = 18  # both operands of a MULT18X18D
 _EVERY = 5  # one row of so many is kept free
 # What nextpnr calls its cells, and how many of them the device has.
 _KINDS = {
@@ -132,7 +133,7 @@ def _synthesise(chip: Chip, netlist: Path, what: str, tell: Tell) -> dict[str, A
     script += [f"scratchpad -set abc9.D {_PERIOD_PS}", f"synth_ecp5 -top {CHIP}"]
     script += ["tee -q -o modules.json stat -json", f"setattr -mod -unset keep_hierarchy {kept}"]
     script += ["flatten", "opt_clean", 'setparam -set GSR "ENABLED" t:TRELLIS_FF', "write_json netlist.json"]
-    texts = to_rtlil(chip, CHIP)
+    texts = to_rtlil(chip, CHIP, multiplier_bits=_MULTIPLIER_BITS)
     return stat_of(run(texts, script, what, tell, "modules.json", {"netlist.json": netlist}), PINS)
 
 
