@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,9 @@ class ToyEngine:
     def unload(self, who: Identity, name: str, version: str | None = None) -> None:
         self.model(who, name, version)
         del self.loaded[who.tenant, name]
+
+    def at_home(self, soon: Callable[[Callable[[], None]], object] | None) -> None:
+        pass
 
     def submit(self, who: Identity, request: InferRequest) -> Future[Inferred]:
         info = self.model(who, request.model, request.version)

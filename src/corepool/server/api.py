@@ -5,7 +5,7 @@ It must not know REST, gRPC, databases or devices. Errors are those of corepool.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum
@@ -153,6 +153,11 @@ class Inference(Protocol):
     def model(self, who: Identity, name: str, version: str | None = None) -> ModelInfo: ...
 
     def models(self, who: Identity) -> list[ModelInfo]: ...
+
+    def at_home(self, soon: Callable[[Callable[[], None]], object] | None) -> None:
+        """The thread that submits may be used for what is over sooner than another would wake: within ``submit``, or in
+        functions that ``soon``, called from any thread, has it call. None: no more."""
+        ...
 
     def submit(self, who: Identity, request: InferRequest) -> Future[Inferred]:
         """Queue an inference; cancelling the future cancels it. Refusals are raised at once or set on the future."""

@@ -89,6 +89,10 @@ class DataPlane:
         self._idle = asyncio.Event()
         self._idle.set()
 
+    def at_home(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Inferences come from this event loop, and brief ones may be run in it; None: no more."""
+        self._inference.at_home(None if loop is None else loop.call_soon_threadsafe)
+
     def server_live(self) -> bool:
         """The process answers and its engine has not died."""
         return self._inference.live()
@@ -212,6 +216,8 @@ class DataPlane:
 
 async def _answer(future: Future[Inferred]) -> Inferred:
     """As ``asyncio.wrap_future`` does it, with fewer steps. Cancelling cancels the future."""
+    if future.done():
+        return future.result()
     loop = asyncio.get_running_loop()
     waiter: asyncio.Future[None] = loop.create_future()
 

@@ -103,11 +103,13 @@ async def serve_until(
         while not all(server.started for server, _ in servers):
             await asyncio.sleep(0.01)
         log.event("ready", host=ports.host, rest_port=ports.rest, grpc_port=ports.grpc, metrics_port=ports.metrics)
+        parts.plane.at_home(asyncio.get_running_loop())
         try:
             ready(ports)
             await ending.wait()
             await _drain(settings, parts.plane, log)
         finally:
+            parts.plane.at_home(None)
             # Answers that are ready still have to leave.
             await rpc.stop(STOP_S)
             await parts.library.compilations.close()

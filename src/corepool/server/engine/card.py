@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from time import thread_time_ns
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
@@ -79,6 +80,7 @@ class Card:
         self._moves: dict[str, threading.RLock] = {}
         self._stops: set[tuple[str, int]] = set()  # lease and epoch of runs that are to stop after their layer
         self._suspended: dict[str, tuple[str, Session, Saved]] = {}  # lease: its model, and an inference to go on with
+        self._took: dict[str, tuple[int, int]] = {}  # lease: epoch and processor time of its latest whole run
         self._resumed: set[tuple[str, int]] = set()  # lease and epoch of inferences that go on already
         self.suspensions = 0
         self._fence = 0
@@ -204,6 +206,7 @@ class Card:
         Raises InputError for unfit inputs, FaultError if a fault stopped it.
         """
         session = self._current(lease, epoch).session
+        begun = thread_time_ns()
         self._begin(session, lease, epoch, inputs, first_layer)
         while not self._separate or stoppable:  # others get the device between two slices
             with self._guarded():
@@ -216,7 +219,17 @@ class Card:
                     if stopped is not None:
                         return stopped
         with self._guarded():
-            return session.collect(outputs)
+            served = session.collect(outputs)
+        if not first_layer:
+            self._took[lease] = epoch, thread_time_ns() - begun
+        return served
+
+    def took_ns(self, lease: str, epoch: int) -> int | None:
+        """Processor time of the thread that ran the latest inference of a lease from its first layer to its outputs:
+        the next will take about as long. None if there was none since this epoch, or where all leases share one device
+        and may have to wait for it."""
+        took = self._took.get(lease)
+        return None if took is None or took[0] != epoch or not self._separate else took[1]
 
     def stop_after_layer(self, lease: str, epoch: int) -> None:
         """Ask a run to stop at the end of its layer; one that cannot be stopped runs to its end."""
@@ -267,6 +280,7 @@ class Card:
                 if owner.lease == lease and owner.epoch <= epoch:
                     self._table[core] = Owner(None, owner.epoch)
             self._own.pop(lease, None)
+            self._took.pop(lease, None)
         self._clear_out(lease)
 
     def evict(self, lease: str) -> None:

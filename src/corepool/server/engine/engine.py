@@ -66,13 +66,15 @@ class EngineOptions:
     """``linger_s``: how long a lease counts as having work after its last inference. ``in_flight``: inferences of a
     tenant under way at a time, unless its own row says otherwise. ``auto_repair``: cores that a fault tainted are
     cleared and used again; else an operator has to ask for it. ``default_idle_s``: an automatic lease without work
-    for so long is released. ``checked`` and ``hook`` are for tests."""
+    for so long is released. ``brief_s``: an inference that takes less of a processor is brief, see ``at_home``; while
+    another lease has work none is. ``checked`` and ``hook`` are for tests."""
 
     policy: str = "private-even"
     linger_s: float = 2.0
     in_flight: int = 64
     auto_repair: bool = True
     default_idle_s: float = 600.0
+    brief_s: float = 0.001
     checked: bool = False
     hook: Hook | None = None
     source: Callable[[], int] = monotonic_ns
@@ -96,7 +98,7 @@ class Engine:
         settings = Settings.of(config, options.policy, linger_ns=int(options.linger_s * 1e9), lend=False)
         self.pilot = Pilot(
             settings, card, self.journal, self.clock, self._timer,
-            auto_repair=options.auto_repair, checked=options.checked,
+            auto_repair=options.auto_repair, checked=options.checked, brief_ns=int(options.brief_s * 1e9),
         )  # fmt: skip
         self.pilot.crew = self
         self._jobs = Jobs(self._limit)
@@ -171,6 +173,10 @@ class Engine:
     def models(self, who: Identity) -> list[ModelInfo]:
         return self.repository.models(who)
 
+    def at_home(self, soon: Callable[[Callable[[], None]], object] | None) -> None:
+        """See api.Inference. Only inferences of less than ``EngineOptions.brief_s`` are run so."""
+        self.pilot.at_home(soon)
+
     def submit(self, who: Identity, request: InferRequest) -> Future[Inferred]:
         """Raises NotFoundError, InputError, TooManyRequestsError and UnavailableError at once; the future fails with
         these, FaultError, LeaseError, QuotaError or DeadlineExceededError."""
@@ -192,7 +198,7 @@ class Engine:
             due = self.clock() + max(request.timeout_us, 0) * 1000
             self._timer.at(due, partial(self._too_late, ticket))
         if loaded is not None and loaded.known and self.pilot.lease(lease) is not None:
-            self._enter(ticket)
+            self._enter(ticket, brings=True)
         else:
             self._errand(partial(self._prepare, ticket, version))
         return ticket.future
@@ -218,15 +224,15 @@ class Engine:
             return
         self._enter(ticket)
 
-    def _enter(self, ticket: Ticket, again: bool = True) -> None:
-        """Hand a ticket to the hypervisor."""
+    def _enter(self, ticket: Ticket, again: bool = True, brings: bool = False) -> None:
+        """Hand a ticket to the hypervisor. ``brings``: see ``Pilot.apply``."""
         if ticket.over or ticket.future.done():
             self._jobs.drop(ticket)
             return
         self._jobs.enter(ticket)
         name, key, slot = ticket.lease, ticket.queue[1], ticket.slot
         try:
-            self.pilot.apply(lambda now: ev.SubmitJob(now, ticket.tenant, name, slot, key))
+            self.pilot.apply(lambda now: ev.SubmitJob(now, ticket.tenant, name, slot, key), brings)
         except LeaseError as error:
             standing = self.pilot.standing(name)
             if again and ticket.request.lease is None and (standing is None or standing.state != "active"):

@@ -29,6 +29,7 @@ from corepool.server.engine.journal import Journal
 from corepool.server.engine.timer import Timer
 
 Make = Callable[[int], ev.Event]
+Soon = Callable[[Callable[[], None]], object]
 
 CROWD = 2  # a lease with so many jobs behind the one that runs is busy: its threads step back behind those of others
 NICENESS = 5  # about a third of a processor's time beside a thread that has not stepped back
@@ -73,11 +74,12 @@ class _Here(threading.local):
 
 class Pilot:
     """All methods may be called from any thread. ``checked``: the hypervisor's invariants are checked at every event,
-    and a broken one raises AssertionError: for tests."""
+    and a broken one raises AssertionError: for tests. ``brief_ns``: a job that takes less of a processor may be run by
+    the thread that brings it."""
 
     def __init__(
         self, settings: Settings, card: Card, journal: Journal, clock: LivingClock, timer: Timer, *,
-        auto_repair: bool = True, checked: bool = False,
+        auto_repair: bool = True, checked: bool = False, brief_ns: int = 0,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.card = card
@@ -87,12 +89,16 @@ class Pilot:
         self._timer = timer
         self._auto_repair = auto_repair
         self._checked = checked
+        self._brief_ns = brief_ns
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._hypervisor = Hypervisor(settings, journal.first_epoch(), journal.tainted())
         self._watch = Watch(self._hypervisor.book)
         self._faults: dict[str, str] = {}  # lease: why it was stopped
         self._answers: list[Callable[[], None]] = []  # to be given when the lock is free
+        self._home: Soon | None = None
+        self._brought = False  # the event at hand brings a job, and its thread would run it
+        self._mine: Callable[[], None] | None = None  # the job that this thread is to run when the lock is free
         self._busy = 0  # actions that threads are at
         self._ticking = False
         self._stopped = False
@@ -112,16 +118,28 @@ class Pilot:
     def reading(self) -> threading.Lock:
         return self._lock
 
-    def apply(self, make: Make) -> list[ac.Action]:
-        """Hand in an event, made for the present; returns what followed. Raises HypervisorError for a refused one."""
+    def apply(self, make: Make, brings: bool = False) -> list[ac.Action]:
+        """Hand in an event, made for the present; returns what followed. Raises HypervisorError for a refused one.
+
+        With ``brings`` the event is a job that this thread would run: it has ended on return if it is brief and there
+        is nobody whom that keeps waiting."""
         with self._lock:
             if self._stopped:
                 raise UnavailableError("the engine has stopped")
+            self._brought = brings
             actions = self._apply(make)
             answers, self._answers = self._answers, []
+            mine, self._mine, self._brought = self._mine, None, False
         for answer in answers:
             answer()
+        if mine is not None:
+            mine()
         return actions
+
+    def at_home(self, soon: Soon | None) -> None:
+        """From now on brief jobs are run by the thread that brings them, or by one that calls what ``soon`` is given,
+        from any thread, when it comes to it. None: no more."""
+        self._home = soon
 
     def when(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """Wait until a condition on the book holds; it is looked at under the lock whenever leases or cores change."""
@@ -194,10 +212,7 @@ class Pilot:
                 case ac.DropWindow():
                     work.append(self._task(self._drop, action, self._hypervisor.book.epoch))
                 case ac.Start():
-                    lease = self._hypervisor.book.leases[action.lease]
-                    layered = lease.switching is ev.Switching.LAYER
-                    pool = self._crowd if len(lease.queue) >= CROWD else self._pool
-                    self._task(self._run, action, layered, pool=pool)()
+                    self._start(action, self._hypervisor.book.leases[action.lease])
                 case ac.StopAfterLayer():
                     self.card.stop_after_layer(action.lease, action.epoch)
                 case ac.JobEnded():
@@ -222,13 +237,34 @@ class Pilot:
             for each in work:
                 each()
 
-    def _task(
-        self, function: Callable[..., None], *arguments: object, pool: ThreadPoolExecutor | None = None
-    ) -> Callable[[], None]:
-        """What starts a function on a thread; it counts as busy from now on."""
+    def _start(self, start: ac.Start, lease: Lease) -> None:
+        """Have a job run: on a thread of a pool, or where it came from."""
+        layered, home = lease.switching is ev.Switching.LAYER, self._home
+        if home is not None and not layered and self._is_brief(start) and self._is_alone(lease):
+            run = self._counted(self._run, start, layered)
+            if self._brought:
+                self._mine = run
+            else:
+                home(run)
+            return
+        crowded = len(lease.queue) >= (1 if self._here.pool is self._crowd else CROWD)  # nobody goes to and fro
+        self._task(self._run, start, layered, pool=self._crowd if crowded else self._pool)()
+
+    def _is_brief(self, start: ac.Start) -> bool:
+        """Whether handing a job to another thread would take about as long as the job itself."""
+        took = self.card.took_ns(start.lease, start.epoch)
+        return took is not None and took < self._brief_ns
+
+    def _is_alone(self, lease: Lease) -> bool:
+        """Whether no other lease has work, or had some of late: then only its own jobs wait for this one."""
+        now, leases = self._hypervisor.book.now, self._hypervisor.book.leases.values()
+        return all(each is lease or (each.lively_until < now and not each.waiting) for each in leases)
+
+    def _counted(self, function: Callable[..., None], *arguments: object) -> Callable[[], None]:
+        """A function as a task, which counts as busy from now on until it has been carried out."""
         self._busy += 1
 
-        def on_thread() -> None:
+        def carry_out() -> None:
             try:
                 function(*arguments)
             except BaseException as error:
@@ -239,6 +275,14 @@ class Pilot:
                     self._busy -= 1
                     if not self._busy:
                         self._changed.notify_all()
+
+        return carry_out
+
+    def _task(
+        self, function: Callable[..., None], *arguments: object, pool: ThreadPoolExecutor | None = None
+    ) -> Callable[[], None]:
+        """What starts a task on a thread."""
+        on_thread = self._counted(function, *arguments)
 
         def begin() -> None:
             chosen, here = pool or self._pool, self._here
