@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from corepool.errors import InputError, PackageError
 from corepool.numerics import dequantise, quantise
 from corepool.runtime.host import HostFold, HostPort, check_inputs, pack, unpack, unpack_float
-from corepool.runtime.packing import Packer
+from corepool.runtime.packing import STRIP, Packer
 
 VIEWS = {  # ONNX shapes as views of a map
     (("",), ("c",), ("h",), ("w",)): lambda c, h, w: (1, c, h, w),
@@ -111,6 +111,22 @@ def test_packed_bytes_are_those_of_the_rules(port: HostPort, seed: int) -> None:
     packer = Packer(port)
     packer.pack(values(port, seed + 1))  # nothing of it must be left
     assert np.array_equal(packer.pack(array), packed)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "left"), [(1, 1, 0), (3, 1, 1), (3, 2, 0), (7, 2, 3), (3, 4, 1), (5, 3, 2), (2, 2, 5)]
+)
+def test_many_rows_are_packed_as_few_are(kernel: int, stride: int, left: int) -> None:
+    """More rows than are laid at once, which stand as far apart in the source as in the map; and some that do not."""
+    for width, source_width in ((6, 6 * stride), (6, 6 * stride + 1), (1, stride)):
+        fold = HostFold(3, source_width, kernel, stride, 1, left, -7)
+        axes = ((), ("c",), ("h",), ("w",))
+        for height in (STRIP - 1, STRIP, 2 * STRIP + 3):
+            port = HostPort(
+                "x", (1, 3, height, source_width), axes, "float32", 0.03, 5, 0, 3 * kernel, height, width, 8, fold
+            )  # fmt: skip
+            array = values(port, height)
+            assert np.array_equal(Packer(port).pack(array), pack(port, array)), (width, source_width, height)
 
 
 @given(ports(), st.integers(0, 1000))

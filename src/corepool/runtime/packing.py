@@ -22,6 +22,8 @@ Floats = npt.NDArray[np.float32]
 Int8s = npt.NDArray[np.int8]
 Words = npt.NDArray[np.uint64]  # or uint32
 
+STRIP = 16  # rows that are laid at once: they stay in the first cache
+
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
 _compiled = njit(**_OPTIONS)
 _reordering = njit(fastmath={"reassoc"}, **_OPTIONS)
@@ -46,30 +48,46 @@ def _lay(codes: Int8s, fold: tuple[Int, Int, Int, Int, Int], channels: Int, row:
     """Fill ``words`` [blocks, height, width, chunks] from ``codes`` [source channels, height, source width].
 
     ``fold``: stride, dilation, left, value outside, bytes of a chunk. Channel ``t * source channels + c`` of column
-    ``x`` is channel ``c`` of source column ``x * stride - left + t * dilation``. ``row`` [width] is room.
+    ``x`` is channel ``c`` of source column ``x * stride - left + t * dilation``. ``row`` is room for STRIP rows.
     """
     stride, dilation, left, outside, each = fold
     blocks, height, width, chunks = words.shape
     planes, source_width = codes.shape[0], codes.shape[2]
+    # Rows that stand in the source just as far apart as in the map are laid as one long row: loops over short ones take
+    # most of their time to begin and to end.
+    strip = min(height, STRIP) if source_width == stride * width else 1
     for b in range(blocks):
-        for y in range(height):
-            for k in range(chunks):
-                row[:] = 0
-                begin = (b * chunks + k) * each
+        for k in range(chunks):
+            begin = (b * chunks + k) * each
+            for y in range(0, height, strip):
+                rows = min(strip, height - y)
+                target = row[: rows * width]
+                target[:] = 0
                 for channel in range(begin, min(begin + each, channels)):
                     shift = channel // planes * dilation - left
                     at = np.uint64(8 * (channel - begin))
-                    _lay_row(codes[channel % planes, y], shift, stride, outside, source_width, at, row)
-                for x in range(width):
-                    words[b, y, x, k] = row[x]
+                    source = codes[channel % planes, y : y + rows].reshape(-1)
+                    _lay_row(source, shift, stride, outside, at, target)
+                    if rows > 1:
+                        _mend_ends(source_width, shift, stride, outside, at, width, target)
+                at_row = words[b, y : y + rows, :, k]
+                for r in range(rows):
+                    for x in range(width):
+                        at_row[r, x] = target[r * width + x]
 
 
 @_compiled
-def _lay_row(codes: Int8s, shift: Int, stride: Int, outside: Int, source_width: Int, at: Int, row: Words) -> None:
+def _inside(shift: Int, stride: Int, source_width: Int, width: Int) -> tuple[Int, Int]:
+    """The first column whose source column exists, and the one behind the last."""
+    first = min(max(-(shift // stride), 0), width)
+    return first, max(min((source_width - 1 - shift) // stride + 1, width), first)
+
+
+@_compiled
+def _lay_row(codes: Int8s, shift: Int, stride: Int, outside: Int, at: Int, row: Words) -> None:
     """Put every ``stride``-th code from column ``shift`` on into the byte of each word that begins at bit ``at``."""
     width = row.shape[0]
-    first = min(max(-(shift // stride), 0), width)
-    last = max(min((source_width - 1 - shift) // stride + 1, width), first)
+    first, last = _inside(shift, stride, codes.shape[0], width)
     padding = np.uint64(np.uint8(outside)) << at
     for x in range(first):
         row[x] |= padding
@@ -88,6 +106,20 @@ def _lay_row(codes: Int8s, shift: Int, stride: Int, outside: Int, source_width: 
     else:
         for x in range(last - first):
             target[x] |= np.uint64(np.uint8(source[stride * x])) << at
+
+
+@_compiled
+def _mend_ends(
+    source_width: Int, shift: Int, stride: Int, outside: Int, at: Int, width: Int, rows: Words
+) -> None:  # fmt: skip
+    """Where rows of ``width`` words were laid as one, columns outside of the source have codes of the rows beside."""
+    first, last = _inside(shift, stride, source_width, width)
+    others, padding = ~(np.uint64(0xFF) << at), np.uint64(np.uint8(outside)) << at
+    for begin in range(0, rows.shape[0], width):
+        for x in range(begin, begin + first):
+            rows[x] = (rows[x] & others) | padding
+        for x in range(begin + last, begin + width):
+            rows[x] = (rows[x] & others) | padding
 
 
 @_compiled
@@ -113,7 +145,7 @@ class Packer:
         self._words = np.zeros((blocks, port.height, port.width, port.block // unit.itemsize), unit)
         self._bytes = self._words.reshape(-1).view(np.uint8)
         self._codes = np.zeros(port.map_shape, np.int8)
-        self._row = np.zeros(port.width, unit)
+        self._row = np.zeros(port.width * STRIP, unit)
         fold = port.fold or HostFold(port.channels, port.width, 1, 1, 1, 0, 0)
         self._fold = (fold.stride, fold.dilation, fold.left, fold.pad_value, unit.itemsize)
         zero = port.zero_point
