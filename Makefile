@@ -59,10 +59,12 @@ format: $(STAMP) ## put the code into the common format
 docs: $(STAMP) ## write the generated documents anew
 	$(PY) -m corepool.isa.manual docs/isa.md
 	$(PY) -m corepool.hardware.registers docs/registers.md
+	$(PY) -m corepool rtl synth --ecp5 -o build/ecp5
+	cp build/ecp5/ecp5.json src/corepool/hardware/measured
 	$(PY) -m corepool.hardware.areas docs/hardware.md
 	$(PY) -m corepool.server.dashboard docs/grafana/corepool.json
 
-areas: $(STAMP) ## synthesise u200 and tiny (half an hour), and write the tables of areas anew
+areas: $(STAMP) ## synthesise u200 and tiny, route an ECP5 (half an hour), and write the tables of areas anew
 	$(PY) -m corepool rtl synth --config u200 -o src/corepool/hardware/measured
 	$(PY) -m corepool rtl synth --config tiny -o src/corepool/hardware/measured
 	$(PY) -m corepool.hardware.areas docs/hardware.md

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,31 @@ def test_tables_in_the_document_are_those_of_the_results(tmp_path: Path) -> None
     assert copy.read_text() == document.read_text()
     copy.write_text("nothing")
     assert areas.main([str(copy)]) == 1
+
+
+def test_the_kept_bitstream_fits_and_is_of_this_hardware() -> None:
+    result = areas.load(areas.ECP5)
+    assert all(used <= result["available"][kind] for kind, used in result["used"].items())
+    assert result["used"]["lut4"] > 20_000  # two cores, not what was left of them
+    assert result["bitstream_bytes"] > 1_000_000
+    assert result["megahertz"] > 1
+    cells = result["cells"]
+    assert cells["with wrapper"]["TRELLIS_FF"] - cells["pool"]["TRELLIS_FF"] == result["wrapper_ff"]
+    assert result["fingerprint"] == replace(TINY, cores=2, banks=1).fingerprint()
+    assert result["sources"] == synth.sources(), "make areas"
+
+
+@pytest.mark.slow
+def test_two_cores_become_a_bitstream(tmp_path: Path) -> None:
+    """The command itself: some thirteen minutes of a processor."""
+    command = [sys.executable, "-m", "corepool", "rtl", "synth", "--ecp5", "-o", str(tmp_path), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told, kept = json.loads(done.stdout), areas.load(areas.ECP5)
+    assert (tmp_path / synth_ecp5.BITSTREAM).stat().st_size == told["bitstream_bytes"] > 1_000_000
+    assert (told["config"], told["fingerprint"]) == ("tiny-2x1", kept["fingerprint"])
+    if told["sources"] == kept["sources"] and told["yosys"] == kept["yosys"] and told["nextpnr"] == kept["nextpnr"]:
+        assert (told["used"], told["megahertz"]) == (kept["used"], kept["megahertz"])
 
 
 def test_the_table_of_a_routed_pool() -> None:
