@@ -22,7 +22,12 @@ from support.world import Ledger, World, net
 NAMES = st.sampled_from("abcdef")
 TENANTS = st.sampled_from(["ann", "bob", "cyd"])
 RARELY = st.sampled_from([False] * 3 + [True])
-MODELS = {"net": net(), "big": net("big", 90_000_000, 900), "huge": net("huge", window=5000)}
+# The first scales badly, so that deep queues call for replicas; the second scales perfectly.
+MODELS = {
+    "net": net().with_latency(tuple(16_000_000 * 10 // (10 + 6 * (n - 1)) for n in range(1, 17))),
+    "big": net("big", 90_000_000, 900),
+    "huge": net("huge", window=5000),
+}
 
 
 class Machine(RuleBasedStateMachine):
@@ -82,16 +87,20 @@ class Machine(RuleBasedStateMachine):
         public=st.booleans(),
         layer=st.booleans(),
         term=st.sampled_from([None, 10**6]),
+        replicas=st.sampled_from([None, None, 0, 1, 2, 4]),
     )
     def request(
-        self, tenant: str, lease: str, size: tuple[int, int], window: int, public: bool, layer: bool, term: int | None
-    ) -> None:
+        self, tenant: str, lease: str, size: tuple[int, int], window: int, public: bool, layer: bool, term: int | None,
+        replicas: int | None,
+    ) -> None:  # fmt: skip
         low, high = (size[0], size[0]) if public else (min(size), max(size))
         if lease in self.world.hypervisor.book.leases and low > 0:
             return  # refused anyway; once in a while is enough
         sharing = ev.Sharing.PUBLIC if public else ev.Sharing.PRIVATE
         switching = ev.Switching.LAYER if layer else ev.Switching.TASK
-        self.attempt(ev.RequestLease(self.now + 1, tenant, lease, low, high, window, sharing, switching, term))
+        self.attempt(
+            ev.RequestLease(self.now + 1, tenant, lease, low, high, window, sharing, switching, term, replicas=replicas)
+        )
 
     @rule(tenant=TENANTS, lease=NAMES, really=RARELY)
     def release_any(self, tenant: str, lease: str, really: bool) -> None:
@@ -231,18 +240,20 @@ class Machine(RuleBasedStateMachine):
         """Reports with an epoch that is not the current one change nothing."""
         book = self.world.hypervisor.book
         epoch = book.epoch - back
-        held = book.leases.get(lease)
-        if epoch in book.clears or epoch in {each.epoch for each in book.leases.values()}:
+        names = [name for name in book.replicas if name.startswith(lease)] or [lease]
+        name = names[back % len(names)]
+        held = book.replicas.get(name)
+        if epoch in book.clears or epoch in {each.epoch for each in book.replicas.values()}:
             return
         job = held.running.job if held is not None and held.running is not None else self.job
         before = snapshot(self.world.hypervisor)
         for event in (
             ev.Cleared(self.now, epoch),
             ev.ClearFailed(self.now, epoch),
-            ev.Programmed(self.now, lease, epoch),
-            ev.JobDone(self.now, lease, epoch, job),
-            ev.JobStopped(self.now, lease, epoch, job, 1),
-            ev.Faulted(self.now, lease, epoch),
+            ev.Programmed(self.now, name, epoch),
+            ev.JobDone(self.now, name, epoch, job),
+            ev.JobStopped(self.now, name, epoch, job, 1),
+            ev.Faulted(self.now, name, epoch),
         ):
             assert self.attempt(event) == []
         assert snapshot(self.world.hypervisor) == before

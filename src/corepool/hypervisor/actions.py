@@ -1,7 +1,8 @@
 """What a hypervisor wants done: actions for the device, and answers for tenants.
 
 It must not know how anything is carried out. An action for the device carries an epoch: a device that has seen a
-younger one for the same core must not act on it.
+younger one for the same core must not act on it. To the device every replica of a lease is a lease of its own, by the
+replica's name (the first has that of the lease); answers for tenants name the lease.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class StopAfterLayer(Action):
 
 @dataclass(frozen=True, slots=True)
 class DropWindow(Action):
-    """The lease is gone: its memory may be given to others, zeroed. Nothing is reported."""
+    """The lease, or one of its replicas, is gone: its memory may be given to others, zeroed. Nothing is reported."""
 
     lease: str
 
@@ -95,10 +96,12 @@ class LeaseGranted(Action):
 
 @dataclass(frozen=True, slots=True)
 class LeaseFaulted(Action):
-    """The lease lost its cores by a fault; it can only be released."""
+    """The lease lost these cores by a fault; it can only be released. ``replica``: on which, if not on its
+    first."""
 
     lease: str
     cores: tuple[int, ...]
+    replica: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,12 @@ class UnloadModel(Event):
 class RequestLease(Event):
     """Cores for a tenant, under a name of its choice; ``term_ns`` is how long it expects to keep them, for
     predictions. One that is ``faulted`` gets none: a fault stopped it before a restart, and its owner has to release
-    it."""
+    it.
+
+    At most so many ``replicas`` work for it side by side, each at one inference with some of its cores. None is what
+    its sharing lets expect: a private lease has as many as its queue is served best by, a public one a single one,
+    so that every inference has all cores of the fixed share.
+    """
 
     tenant: str
     lease: str
@@ -85,6 +90,7 @@ class RequestLease(Event):
     switching: Switching = Switching.TASK
     term_ns: int | None = None
     faulted: bool = False
+    replicas: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     if is_dataclass(value):
-        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+        shown = (each for each in fields(value) if each.metadata.get("plain", True))
+        return {each.name: _plain(getattr(value, each.name)) for each in shown}
     if isinstance(value, dict):
         return {str(name): _plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple | deque):

@@ -1,6 +1,6 @@
 """Plans: which leases are admitted, which cores each shall have, and when waiting ones may predictably begin.
 
-It must not know actions; it reads the book, asks the policies, and writes only admissions and plans.
+It must not know actions; it reads the book, asks the policies, and writes only admissions, plans and new replicas.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from itertools import islice
 
 from corepool.hypervisor.deadline import all_nimble, broken_promises
 from corepool.hypervisor.demand import Demand, Work
+from corepool.hypervisor.division import Change, divide, gains
 from corepool.hypervisor.events import Sharing, Switching
 from corepool.hypervisor.moves import complete_at, leaves_at
 from corepool.hypervisor.placement import arrange
@@ -28,7 +29,8 @@ def fits(book: Book, settings: Settings, minimum: int, window_bytes: int, but: s
     """True if the minimum and the window fit beside those of all admitted leases (``but`` one)."""
     others = [each for each in book.leases.values() if each.admitted and each.lease != but]
     cores = sum(each.minimum for each in others if not each.faulted) + minimum
-    return cores <= len(book.usable) and sum(each.window_bytes for each in others) + window_bytes <= settings.bank_bytes
+    windows = [each.window_bytes * len(each.replicas) for each in others]
+    return cores <= len(book.usable) and sum(windows) + window_bytes <= settings.bank_bytes
 
 
 def admit(book: Book, settings: Settings) -> list[Lease]:
@@ -47,7 +49,7 @@ def admit(book: Book, settings: Settings) -> list[Lease]:
 def predicted_grant(book: Book, settings: Settings, lease: Lease) -> int | None:
     """When a lease predictably gets its cores, or None if leases before it named no term."""
     if lease.admitted:
-        return complete_at(book, settings, lease)
+        return max(complete_at(book, settings, each) for each in lease.replicas)
     before = book.queue[: book.queue.index(lease.lease)]
     need = lease.minimum + sum(book.leases[name].minimum for name in before)
     room = len(book.usable)
@@ -79,8 +81,8 @@ def demand_of(book: Book, settings: Settings, lease: Lease, new: Job | None = No
         latency = latency if last is None else last.latency_ns
     switch = 0
     if head is not None:
-        switch = settings.costs.switch_ns(head.model, max(len(lease.plan), 1))
-        if any(lease.resident.get(bank) != head.model.name for bank in range(settings.banks)):
+        switch = settings.costs.switch_ns(head.model, max(lease.planned, 1))
+        if any(lease.first.resident.get(bank) != head.model.name for bank in range(settings.banks)):
             switch += settings.costs.transfer_ns(head.model.weight_bytes)  # it may come into a new bank
     priority = book.tenants[lease.tenant].priority
     if new is None or lease.waiting:
@@ -88,7 +90,7 @@ def demand_of(book: Book, settings: Settings, lease: Lease, new: Job | None = No
     else:
         first = new.submitted - priority * settings.ageing_ns
     asked = Demand(
-        lease.lease, lease.tenant, lease.minimum, lease.maximum, len(lease.plan), waiting,
+        lease.lease, lease.tenant, lease.minimum, lease.maximum, lease.planned, waiting,
         first, latency, switch, keeps=not settings.lend,
     )  # fmt: skip
     return _timed(book, settings, lease, asked, new) if settings.policy == "private-deadline" else asked
@@ -96,17 +98,21 @@ def demand_of(book: Book, settings: Settings, lease: Lease, new: Job | None = No
 
 def _timed(book: Book, settings: Settings, lease: Lease, demand: Demand, new: Job | None) -> Demand:
     """A demand with all that predictions of single jobs need."""
-    busy_until, running, head = lease.busy_until, lease.running, lease.head or new
-    if lease.plan != lease.cores:
+    busy_until, head = lease.busy_until, lease.head or new
+    if len(lease.replicas) > 1 or lease.plan != lease.cores:
         busy_until = max(busy_until, book.now) + demand.switch_ns
     layered = lease.switching is Switching.LAYER
+    runs = [each for each in lease.replicas if each.running is not None]
+    last = max(runs, key=lambda each: each.busy_until, default=None)  # who has promises has one only
+    running = None if last is None else last.running
+    leaves = max((leaves_at(book, each) for each in runs), default=0) + settings.costs.clear_ns
     return demand._replace(
         busy_until=busy_until,
         jobs=_works(lease, new),
-        leaves_at=leaves_at(book, settings, lease) + settings.costs.clear_ns if layered and running else None,
+        leaves_at=leaves if layered and running else None,
         own=len(lease.cores),
-        ready=head is not None and lease.model == head.model.name,
-        ends_at=None if lease.phase is Phase.IDLE else max(lease.busy_until, book.now),
+        ready=head is not None and len(lease.replicas) == 1 and lease.model == head.model.name,
+        ends_at=None if lease.idle else max(lease.busy_until, book.now),
         layers=head.model.layers if layered and head is not None else 0,
         running=None if running is None else Work(running.due, running.deadline is not None, running.model.latency_ns),
     )
@@ -162,21 +168,115 @@ def public_shares(book: Book) -> dict[str, int]:
 
 
 def replan(book: Book, settings: Settings) -> list[Lease]:
-    """Deal all cores anew and write every lease's plan. Returns the leases whose plan changed."""
+    """Deal all cores anew, divide each lease's among its replicas, and write every plan. Returns the leases for which
+    something changed."""
     leases = live(book)
     targets = public_shares(book)
     demands, shares, _ = _deal(book, settings)
     targets |= {demand.lease: share for demand, share in zip(demands, shares, strict=True)}
     book.unserved = any(demand.waiting and not share for demand, share in zip(demands, shares, strict=True))
-    if all(targets[each.lease] == len(each.plan) and each.plan <= book.usable for each in leases):
+    sizes = _divided(book, settings, leases, targets)
+    if all(_stays(book, each, sizes[each.lease]) for each in leases):
         return []
-    own = {each.lease: each.own for each in leases}
+    return _place(book, settings, leases, sizes)
+
+
+def _stays(book: Book, lease: Lease, sizes: list[int]) -> bool:
+    """True if every replica has as many cores as it shall have, and can keep them."""
+    replicas = lease.replicas
+    if len(sizes) != len(replicas):
+        return False
+    for replica, size in zip(replicas, sizes, strict=True):
+        if size != len(replica.plan) or not replica.plan <= book.usable:
+            return False
+    return True
+
+
+def _divided(book: Book, settings: Settings, leases: list[Lease], targets: dict[str, int]) -> dict[str, list[int]]:
+    """By lease, the sizes of its replicas; those beyond the replicas that there are have to be made.
+
+    Each needs a window of its own. What the first lease in the queue asks for is left free for it.
+    """
+    sizes = {}
+    free: int | None = None
+    for lease in leases:
+        cores = targets[lease.lease]
+        if lease.alone and not divisible(settings, lease, cores):
+            sizes[lease.lease] = [cores]
+            continue
+        if free is None:
+            free = _free_bytes(book, settings)
+        there = len(lease.replicas)
+        room = there + free // lease.window_bytes if free >= 0 else 1
+        wanted = _division(settings, lease, cores, min(lease.most, room))
+        sizes[lease.lease] = _matched(lease, wanted)
+        free -= lease.window_bytes * (len(sizes[lease.lease]) - there)
+    return sizes
+
+
+def _free_bytes(book: Book, settings: Settings) -> int:
+    """Bytes of each bank that nobody has or is next to get."""
+    held = sum(each.window_bytes * len(each.replicas) for each in book.leases.values() if each.admitted)
+    return settings.bank_bytes - held - (book.leases[book.queue[0]].window_bytes if book.queue else 0)
+
+
+def divisible(settings: Settings, lease: Lease, cores: int) -> bool:
+    """True if a deep queue could be served better by several replicas on so many cores."""
+    if lease.most < 2 or cores < 2 or lease.waiting < 2:
+        return False
+    head = lease.head
+    return head is not None and gains(head.model.latency_ns, cores, settings.cores_per_bank)
+
+
+def _division(settings: Settings, lease: Lease, cores: int, most: int) -> tuple[int, ...]:
+    """Sizes of a lease's replicas, largest first, for the queue that it has."""
+    head = lease.head
+    if most < 2 or cores < 2:
+        return (cores,)
+    now = tuple(sorted((len(each.plan) for each in lease.replicas if each.plan), reverse=True))
+    if head is None:  # nothing moves without work
+        return now if sum(now) == cores and len(now) <= most else (cores,)
+    if lease.promised and lease.sharing is Sharing.PRIVATE and not POLICIES[settings.policy].divides_promised:
+        return (cores,)
+    costs, per_bank = settings.costs, settings.cores_per_bank
+    part_ns = costs.switch_ns(head.model, min(cores, per_bank))
+    change = Change(part_ns, costs.transfer_ns(head.model.weight_bytes))
+    return divide(head.model.latency_ns, cores, per_bank, most, lease.waiting, now, change)
+
+
+def _matched(lease: Lease, wanted: tuple[int, ...]) -> list[int]:
+    """Sizes in the order of a lease's replicas: who has as many as are wanted keeps them, then come larger ones."""
+    replicas, left = lease.replicas, [size for size in wanted if size]
+    sizes = [0] * len(replicas)
+    for place, replica in enumerate(replicas):
+        if len(replica.plan) in left:
+            sizes[place] = len(replica.plan)
+            left.remove(sizes[place])
+    for place in sorted(range(len(replicas)), key=lambda place: -len(replicas[place].plan)):
+        if left and not sizes[place]:
+            sizes[place] = left.pop(0)
+    return sizes + left
+
+
+def _place(book: Book, settings: Settings, leases: list[Lease], sizes: dict[str, list[int]]) -> list[Lease]:
+    """Make the replicas that are missing and choose everybody's cores. Returns the leases that changed."""
+    for lease in leases:
+        for _ in sizes[lease.lease][len(lease.replicas) :]:
+            book.another(lease)
+    replicas = [each for lease in leases for each in lease.replicas]
+    targets = {
+        each.name: size
+        for each, size in zip(replicas, (n for lease in leases for n in sizes[lease.lease]), strict=True)
+    }
+    own = {each.name: each.own for each in replicas}
     ready = frozenset(i for i, core in enumerate(book.cores) if core.state is CoreState.FREE)
     plan = arrange(targets, own, book.usable, ready, settings.bank_of)
-    changed = [each for each in leases if each.plan != plan[each.lease]]
-    for each in changed:
-        each.plan = plan[each.lease]
-    return changed
+    changed = {}
+    for each in replicas:
+        if each.plan != plan[each.name]:
+            each.plan = plan[each.name]
+            changed[each.lease.lease] = each.lease
+    return list(changed.values())
 
 
 def breaks_promises(book: Book, settings: Settings, lease: Lease, job: Job) -> bool:
@@ -192,14 +292,19 @@ def breaks_promises(book: Book, settings: Settings, lease: Lease, job: Job) -> b
 
 def predicted_start(book: Book, settings: Settings, lease: Lease, job: Job) -> int:
     """When a waiting job predictably begins, on the cores that its lease has or shall have."""
-    cores = max(len(lease.plan), lease.minimum, 1)
-    at = complete_at(book, settings, lease) if lease.phase is Phase.IDLE else max(book.now, lease.busy_until)
+    replicas = lease.replicas if lease.alone else [each for each in lease.replicas if each.plan] or [lease.first]
+    cores = max(lease.planned, lease.minimum, 1) // len(replicas) or 1
+    at = min(
+        complete_at(book, settings, each) if each.phase is Phase.IDLE else max(book.now, each.busy_until)
+        for each in replicas
+    )
     models = book.tenants[lease.tenant].models
-    at += sum(count * models[name].latency_ns[cores - 1] for name, count in lease.backlog.items() if count)
+    before = sum(count * models[name].latency_ns[cores - 1] for name, count in lease.backlog.items() if count)
     for behind in reversed(lease.queue):
-        at -= behind.model.latency_ns[cores - 1]
+        before -= behind.model.latency_ns[cores - 1]
         if behind is job:
             break
-    if lease.plan != lease.cores or lease.model != job.model.name:
+    at += before // len(replicas)
+    if not lease.settled or lease.model != job.model.name:
         at += settings.costs.switch_ns(job.model, cores)
     return at

@@ -19,10 +19,12 @@ Deal = Callable[[Sequence[Demand], int, int], Shares]
 class Policy(NamedTuple):
     """``deal`` gives each demand some of so many cores at a time in nanoseconds: never more than its maximum, nor in
     all more than there are. ``watches_jobs``: it is asked again whenever a job comes or goes, not only when a lease
-    gets or loses its last."""
+    gets or loses its last. ``divides_promised``: a lease's cores may be divided among replicas while it has jobs with
+    deadlines, too; not so where these were accepted by a forecast of one inference after the other."""
 
     deal: Deal
     watches_jobs: bool
+    divides_promised: bool = True
 
 
 def public(demands: Sequence[Demand], cores: int, now: int) -> Shares:
@@ -110,5 +112,5 @@ def private_throughput(demands: Sequence[Demand], cores: int, now: int) -> Share
 POLICIES = {
     "private-even": Policy(private_even, watches_jobs=False),
     "private-throughput": Policy(private_throughput, watches_jobs=True),
-    "private-deadline": Policy(private_deadline, watches_jobs=True),
+    "private-deadline": Policy(private_deadline, watches_jobs=True, divides_promised=False),
 }

@@ -1,4 +1,4 @@
-"""What the hypervisor keeps: tenants, leases, jobs and cores.
+"""What the hypervisor keeps: tenants, leases and their replicas, jobs and cores.
 
 It must not know events, actions or policies; it holds facts and refuses moves that no core can make.
 """
@@ -12,6 +12,14 @@ from enum import Enum
 from corepool.hypervisor.events import Sharing, Switching
 from corepool.hypervisor.model import Model
 from corepool.hypervisor.placement import Cores
+
+MARK = "#"  # stands before a replica's number in its name, and in no lease's
+NOT_PLAIN = {"plain": False}  # a field that says nothing new
+
+
+def lease_name(replica: str) -> str:
+    """The lease that a replica is of, by its name."""
+    return replica.partition(MARK)[0]
 
 
 class CoreState(Enum):
@@ -43,7 +51,7 @@ MOVES = {
 
 @dataclass(slots=True)
 class Core:
-    """``owner`` is a lease, or None. ``clean``: nobody has run on it since its memories were cleared."""
+    """``owner`` is a replica, or None. ``clean``: nobody has run on it since its memories were cleared."""
 
     state: CoreState = CoreState.FREE
     owner: str | None = None
@@ -57,7 +65,7 @@ class Core:
 
 
 class Phase(Enum):
-    """What a lease's cores do: nothing, being programmed, running a job."""
+    """What a replica's cores do: nothing, being programmed, running a job."""
 
     IDLE = "idle"
     PROGRAMMING = "programming"
@@ -66,7 +74,8 @@ class Phase(Enum):
 
 @dataclass(slots=True)
 class Job:
-    """``due``: its deadline, or what stands for one; ``next_layer``: where it goes on."""
+    """``due``: its deadline, or what stands for one; ``next_layer``: where it goes on; ``home``: the replica in whose
+    memory its maps lie if it was stopped."""
 
     job: int
     model: Model
@@ -74,14 +83,42 @@ class Job:
     deadline: int | None
     due: int
     next_layer: int = 0
+    home: str | None = None
+
+
+@dataclass(slots=True)
+class Replica:
+    """Cores of a lease that do one inference at a time, with a window of their own. The first has the lease's name.
+
+    ``cores`` are programmed or were; ``reserved`` are its own too but not programmed with the others yet; ``plan`` is
+    what it shall have. ``model`` is the one that its cores are programmed for, ``resident`` the one whose weights lie
+    in each bank.
+    """
+
+    name: str
+    lease: Lease = field(repr=False, compare=False, metadata=NOT_PLAIN)
+    phase: Phase = Phase.IDLE
+    epoch: int = 0
+    stopping: bool = False
+    busy_until: int = 0
+    model: str | None = None
+    cores: Cores = frozenset()
+    reserved: Cores = frozenset()
+    plan: Cores = frozenset()
+    resident: dict[int, str] = field(default_factory=dict)
+    running: Job | None = None
+
+    @property
+    def own(self) -> Cores:
+        return self.cores | self.reserved
 
 
 @dataclass(slots=True)
 class Lease:
-    """``cores`` are programmed or were; ``reserved`` are its own too but not programmed with the others yet; ``plan``
-    is what it shall have. ``model`` is the one that its cores are programmed for, ``resident`` the one whose weights
-    lie in each bank. ``order`` is its place among those that wait: smaller is earlier. Until
-    ``lively_until`` it counts as having work.
+    """``most``: replicas that it may have at a time. ``order`` is its place among those that wait: smaller is earlier.
+    Until ``lively_until`` it counts as having work. ``running`` jobs are those of its replicas, in the order in which
+    they began. Of jobs that wait, ``backlog`` counts each model's, and ``promised`` those with a deadline, the running
+    ones included.
     """
 
     lease: str
@@ -93,42 +130,95 @@ class Lease:
     switching: Switching
     order: int
     serial: int
+    most: int = 1
     ends_at: int | None = None
     admitted: bool = False
     granted: bool = False
     faulted: bool = False
     releasing: bool = False
-    phase: Phase = Phase.IDLE
-    epoch: int = 0
-    stopping: bool = False
-    busy_until: int = 0
     lively_until: int = 0
-    model: str | None = None
-    cores: Cores = frozenset()
-    reserved: Cores = frozenset()
-    plan: Cores = frozenset()
-    resident: dict[int, str] = field(default_factory=dict)
-    running: Job | None = None
+    replicas: list[Replica] = field(default_factory=list)
+    made: int = 0  # replicas so far beside the first
     queue: deque[Job] = field(default_factory=deque)
-    backlog: dict[str, int] = field(default_factory=dict)  # waiting jobs by model
+    running: list[Job] = field(default_factory=list)
+    backlog: dict[str, int] = field(default_factory=dict)
+    promised: int = 0
+
+    def __post_init__(self) -> None:
+        self.replicas.append(Replica(self.lease, self))
+
+    @property
+    def first(self) -> Replica:
+        return self.replicas[0]
+
+    @property
+    def alone(self) -> bool:
+        """True if the first replica is the only one."""
+        return len(self.replicas) == 1
 
     @property
     def own(self) -> Cores:
-        return self.cores | self.reserved
+        return self.first.own if self.alone else self._all([each.own for each in self.replicas])
+
+    @property
+    def cores(self) -> Cores:
+        return self.first.cores if self.alone else self._all([each.cores for each in self.replicas])
+
+    @property
+    def reserved(self) -> Cores:
+        return self._all([each.reserved for each in self.replicas])
+
+    @property
+    def plan(self) -> Cores:
+        return self.first.plan if self.alone else self._all([each.plan for each in self.replicas])
+
+    @staticmethod
+    def _all(parts: list[Cores]) -> Cores:
+        return frozenset().union(*parts)
+
+    @property
+    def planned(self) -> int:
+        """How many cores it shall have."""
+        return len(self.replicas[0].plan) if self.alone else sum(len(each.plan) for each in self.replicas)
+
+    @property
+    def settled(self) -> bool:
+        """True if every replica is programmed on what it shall have."""
+        first = self.replicas[0]
+        return first.plan == first.cores and (self.alone or all(each.plan == each.cores for each in self.replicas))
+
+    @property
+    def model(self) -> str | None:
+        """What the first replica is programmed for."""
+        return self.first.model
+
+    @property
+    def epoch(self) -> int:
+        """The youngest of its replicas."""
+        return max(each.epoch for each in self.replicas)
+
+    @property
+    def busy_until(self) -> int:
+        """When the last of its replicas predictably ends what it does."""
+        return self.replicas[0].busy_until if self.alone else max(each.busy_until for each in self.replicas)
+
+    @property
+    def idle(self) -> bool:
+        return all(each.phase is Phase.IDLE for each in self.replicas)
 
     @property
     def head(self) -> Job | None:
-        """The job that runs, or else is next."""
-        return self.running if self.running is not None else (self.queue[0] if self.queue else None)
+        """A job that runs, or else the next."""
+        return self.running[0] if self.running else (self.queue[0] if self.queue else None)
 
     @property
     def charged(self) -> int:
         """Cores that count against the quota: what it may have, or still has."""
-        return max(self.maximum, len(self.own))
+        return max(self.maximum, sum(len(each.own) for each in self.replicas))
 
     @property
     def waiting(self) -> int:
-        return len(self.queue) + (self.running is not None)
+        return len(self.queue) + len(self.running)
 
     def enqueue(self, job: Job, in_order: bool) -> int:
         """Put a job at the end, or before those that are due later. Returns how many jobs are before it."""
@@ -138,14 +228,23 @@ class Lease:
                 place -= 1
         self.queue.insert(place, job)
         self.backlog[job.model.name] = self.backlog.get(job.model.name, 0) + 1
-        return place + (self.running is not None)
+        self.promised += job.deadline is not None
+        return place + len(self.running)
 
-    def return_running(self) -> None:
+    def end_running(self, replica: Replica) -> Job:
+        """The job that a replica runs, which is over or was stopped."""
+        job = replica.running
+        assert job is not None
+        replica.running = None
+        self.running.remove(job)
+        return job
+
+    def return_running(self, replica: Replica) -> None:
         """Put the job that ran back to the front: it will be started anew."""
-        if self.running is not None:
-            self.queue.appendleft(self.running)
-            self.backlog[self.running.model.name] = self.backlog.get(self.running.model.name, 0) + 1
-            self.running = None
+        if replica.running is not None:
+            job = self.end_running(replica)
+            self.queue.appendleft(job)
+            self.backlog[job.model.name] = self.backlog.get(job.model.name, 0) + 1
 
     def take(self, job: Job) -> None:
         """Take a job out of the queue."""
@@ -154,6 +253,12 @@ class Lease:
         else:
             self.queue.remove(job)
         self.backlog[job.model.name] -= 1
+
+    def another(self) -> Replica:
+        """One more replica. Names are never used again, so nothing meant for an earlier one can reach it."""
+        self.made += 1
+        self.replicas.append(Replica(f"{self.lease}{MARK}{self.made}", self))
+        return self.replicas[-1]
 
 
 @dataclass(slots=True)
@@ -178,6 +283,7 @@ class Book:
     serial: int = 0
     tenants: dict[str, Tenant] = field(default_factory=dict)
     leases: dict[str, Lease] = field(default_factory=dict)
+    replicas: dict[str, Replica] = field(default_factory=dict, metadata=NOT_PLAIN)
     jobs: dict[int, str] = field(default_factory=dict)
     queue: list[str] = field(default_factory=list)
     clears: dict[int, tuple[int, ...]] = field(default_factory=dict)
@@ -186,6 +292,22 @@ class Book:
 
     def __post_init__(self) -> None:
         self.count_usable()
+
+    def put(self, lease: Lease) -> None:
+        """A new lease, with its first replica."""
+        self.leases[lease.lease] = lease
+        self.replicas[lease.lease] = lease.first
+
+    def another(self, lease: Lease) -> Replica:
+        """One more replica of a lease."""
+        replica = lease.another()
+        self.replicas[replica.name] = replica
+        return replica
+
+    def forget(self, replica: Replica) -> None:
+        """A replica that has nothing any more."""
+        del self.replicas[replica.name]
+        replica.lease.replicas.remove(replica)
 
     def count_usable(self) -> None:
         """Bring ``usable`` up to date after cores were tainted or repaired."""

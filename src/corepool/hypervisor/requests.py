@@ -10,7 +10,7 @@ from corepool.errors import DeadlineError, HypervisorError, JobError, LeaseError
 from corepool.hypervisor import events as ev
 from corepool.hypervisor import planner
 from corepool.hypervisor.model import Model
-from corepool.hypervisor.records import Book, CoreState, Job, Lease, Tenant
+from corepool.hypervisor.records import MARK, Book, CoreState, Job, Lease, Tenant
 from corepool.hypervisor.settings import Settings
 from corepool.hypervisor.wellformed import whole
 
@@ -91,7 +91,7 @@ def check_unload(book: Book, event: ev.UnloadModel) -> None:
     model_of(tenant, event.model)
     for name in tenant.leases:
         lease = book.leases[name]
-        if lease.backlog.get(event.model) or (lease.running is not None and lease.running.model.name == event.model):
+        if lease.backlog.get(event.model) or any(job.model.name == event.model for job in lease.running):
             raise JobError(f"model {event.model!r} has jobs on lease {name!r}; wait for them or cancel them")
 
 
@@ -114,13 +114,22 @@ def check_lease(book: Book, settings: Settings, event: ev.RequestLease) -> None:
     tenant_of(book, event.tenant)
     if not event.lease or event.lease in book.leases:
         raise LeaseError(f"lease {event.lease!r} exists already or has no name; choose another name")
+    if MARK in event.lease:
+        raise LeaseError(f"a lease's name has no {MARK!r}, not {event.lease!r}: replicas are counted behind it")
     check_size(book, settings, event, event.sharing)
+    check_replicas(event)
     if not whole(event.window_bytes) or not 1 <= event.window_bytes <= settings.bank_bytes:
         raise LeaseError(
             f"lease {event.lease!r}: a window has 1 to {settings.bank_bytes} bytes, not {event.window_bytes!r}"
         )
     if event.term_ns is not None and (not whole(event.term_ns) or event.term_ns < 0):
         raise LeaseError(f"lease {event.lease!r}: a term is not negative, not {event.term_ns!r} ns")
+
+
+def check_replicas(event: ev.RequestLease) -> None:
+    most = event.replicas
+    if most is not None and (not whole(most) or not 1 <= most <= MAX_LEASE_CORES):
+        raise LeaseError(f"lease {event.lease!r} can have 1 to {MAX_LEASE_CORES} replicas, or None, not {most!r}")
 
 
 def check_resize(book: Book, settings: Settings, event: ev.ResizeLease) -> Lease:

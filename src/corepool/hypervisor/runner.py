@@ -92,6 +92,7 @@ class Runner:
         self._runs: dict[str, _Run] = {}
         self._submitted: dict[int, int] = {}
         self._busy: dict[int, int] = {}
+        self._cores: dict[int, int] = {}  # of jobs whose end is being told
         self._index: dict[str, int] = {}
 
     def run(self, workload: Iterable[ev.Event], until: int | None = None) -> Record:
@@ -146,6 +147,8 @@ class Runner:
         taken = event.at - run.began
         self._busy[event.job] = self._busy.get(event.job, 0) + taken
         self.record.core_ns += taken * run.cores
+        if isinstance(event, ev.JobDone):
+            self._cores[event.job] = run.cores
 
     def _clear(self, action: ac.Clear) -> None:
         self.backend.clear(action)
@@ -199,7 +202,6 @@ class Runner:
             (record.failed if action.outcome is ac.Outcome.FAILED else record.cancelled).append(action.job)
             self._busy.pop(action.job, None)
             return
-        lease = self.hypervisor.book.leases.get(action.lease)
         index = self._index.get(action.lease)
         if index is None:
             index = self._index[action.lease] = len(record.leases)
@@ -209,7 +211,7 @@ class Runner:
         record.submitted.append(submitted)
         record.ended.append(record.now)
         record.busy_ns.append(self._busy.pop(action.job, 0))
-        record.cores.append(len(lease.cores) if lease is not None else 0)
+        record.cores.append(self._cores.pop(action.job, 0))
         record.late.append(action.late)
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
+from corepool.device.base import MAX_LEASE_CORES
 from corepool.errors import HypervisorError, TenantError
 from corepool.hypervisor import actions as ac
 from corepool.hypervisor import events as ev
 from corepool.hypervisor import planner, requests
+from corepool.hypervisor.division import depth
 from corepool.hypervisor.moves import Moves
 from corepool.hypervisor.policies import POLICIES
-from corepool.hypervisor.records import Book, Core, CoreState, Lease, Phase, Tenant
+from corepool.hypervisor.records import Book, Core, CoreState, Lease, Phase, Replica, Tenant
 from corepool.hypervisor.settings import Settings
 from corepool.hypervisor.wellformed import check_form
 
@@ -78,12 +80,16 @@ class Hypervisor:
         touched = [leases[name] for name in self._touched if name in leases]
         self._touched.clear()
         for lease in touched:
-            moves.release_surplus(lease)
+            for replica in list(lease.replicas):
+                moves.release_surplus(replica)
+                if replica is not lease.first and moves.retire(replica):
+                    self._replan = self._replan or bool(self.book.queue)  # its window may be what somebody waits for
         for lease in touched:
             if lease.admitted and not lease.faulted and not lease.releasing:
-                moves.take_and_work(lease)
-            if lease.releasing and lease.phase is Phase.IDLE:
-                moves.retire(lease)
+                for replica in lease.replicas:
+                    moves.take_and_work(replica)
+            if lease.releasing and lease.idle:
+                moves.forget(lease)
                 self._replan = True
         if self._replan:
             self._settle()
@@ -103,7 +109,7 @@ class Hypervisor:
     def _touch_incomplete(self) -> None:
         """Cores came free: whoever waits for some may take them."""
         for lease in self.book.leases.values():
-            if lease.plan != lease.cores:
+            if not lease.settled:
                 self._touch(lease)
 
     # Requests: check everything, then change.
@@ -141,9 +147,10 @@ class Hypervisor:
         for name in tenant.leases:  # another model may be loaded under this name
             lease = self.book.leases[name]
             lease.backlog.pop(event.model, None)
-            lease.resident = {bank: model for bank, model in lease.resident.items() if model != event.model}
-            if lease.model == event.model:
-                lease.model = None
+            for replica in lease.replicas:
+                replica.resident = {bank: model for bank, model in replica.resident.items() if model != event.model}
+                if replica.model == event.model:
+                    replica.model = None
 
     def _request_lease(self, event: ev.RequestLease) -> None:
         requests.check_lease(self.book, self.settings, event)
@@ -153,10 +160,11 @@ class Hypervisor:
             event.lease, event.tenant, event.minimum, event.maximum, event.window_bytes, event.sharing, event.switching,
             order=event.at - tenant.priority * self.settings.ageing_ns,
             serial=book.serial,
+            most=_replicas(event),
             ends_at=None if event.term_ns is None else event.at + event.term_ns,
             faulted=event.faulted,
         )  # fmt: skip
-        book.leases[event.lease] = lease
+        book.put(lease)
         tenant.leases.add(event.lease)
         if event.faulted:
             lease.admitted = True  # it waits for nothing
@@ -194,7 +202,8 @@ class Hypervisor:
         self._moves.end_waiting(lease, ac.Outcome.CANCELLED)
         if lease.lease in self.book.queue:
             self.book.queue.remove(lease.lease)
-        lease.plan = frozenset()
+        for replica in lease.replicas:
+            replica.plan = frozenset()
         self._touch(lease)
         self._replan = True
 
@@ -205,6 +214,7 @@ class Hypervisor:
         if self._watches_jobs or not lease.waiting:
             self._replan = True
         position = lease.enqueue(job, in_order=self.settings.policy == "private-deadline")
+        self._look_at_depth(lease, lease.waiting - 1)
         self._deal()  # the prediction depends on it
         start = planner.predicted_start(self.book, self.settings, lease, job)
         self._moves.out.append(ac.JobAccepted(lease.lease, job.job, position, start))
@@ -214,6 +224,7 @@ class Hypervisor:
         lease, job = requests.check_cancel(self.book, event)
         lease.take(job)
         self._moves.end_job(job, lease, ac.Outcome.CANCELLED)
+        self._look_at_depth(lease, lease.waiting + 1)
         self._replan = self._replan or self._watches_jobs or not lease.waiting
 
     def _repair_cores(self, event: ev.RepairCores) -> None:
@@ -223,6 +234,13 @@ class Hypervisor:
 
     def _tick(self, event: ev.Tick) -> None:
         self._replan = True
+
+    def _look_at_depth(self, lease: Lease, before: int) -> None:
+        """Deal anew if another depth of a lease's queue may call for other replicas."""
+        if lease.most < 2 or self._watches_jobs or depth(lease.waiting) == depth(before):
+            return
+        if not lease.alone or planner.divisible(self.settings, lease, lease.planned):
+            self._replan = True
 
     # Reports of the device.
 
@@ -236,55 +254,68 @@ class Hypervisor:
             self._moves.cleared(event.epoch, failed=True)
             self._replan = True
 
-    def _current(self, name: str, epoch: int, phase: Phase) -> Lease | None:
-        """The lease that a report is about, or None if the report is out of date."""
-        lease = self.book.leases.get(name)
-        return lease if lease is not None and lease.epoch == epoch and lease.phase is phase else None
+    def _current(self, name: str, epoch: int, phase: Phase) -> Replica | None:
+        """The replica that a report is about, or None if the report is out of date."""
+        replica = self.book.replicas.get(name)
+        return replica if replica is not None and replica.epoch == epoch and replica.phase is phase else None
 
     def _programmed(self, event: ev.Programmed) -> None:
-        lease = self._current(event.lease, event.epoch, Phase.PROGRAMMING)
-        if lease is not None:
-            self._moves.programmed(lease)
-            self._touch(lease)
+        replica = self._current(event.lease, event.epoch, Phase.PROGRAMMING)
+        if replica is not None:
+            self._moves.programmed(replica)
+            self._touch(replica.lease)
 
-    def _running(self, event: ev.JobDone | ev.JobStopped) -> Lease | None:
-        lease = self._current(event.lease, event.epoch, Phase.RUNNING)
-        return lease if lease is not None and lease.running is not None and lease.running.job == event.job else None
+    def _running(self, event: ev.JobDone | ev.JobStopped) -> Replica | None:
+        found = self._current(event.lease, event.epoch, Phase.RUNNING)
+        return found if found is not None and found.running is not None and found.running.job == event.job else None
 
     def _job_done(self, event: ev.JobDone) -> None:
-        lease = self._running(event)
-        if lease is None or lease.running is None:
+        replica = self._running(event)
+        if replica is None or replica.running is None:
             return
-        job, lease.running = lease.running, None
-        lease.phase, lease.stopping = Phase.IDLE, False
+        lease = replica.lease
+        job = lease.end_running(replica)
+        replica.phase, replica.stopping = Phase.IDLE, False
         lease.lively_until = event.at + self.settings.linger_ns
         self._moves.end_job(job, lease, ac.Outcome.DONE)
         self._touch(lease)
+        self._look_at_depth(lease, lease.waiting + 1)
         if self._watches_jobs or self.book.unserved or not lease.waiting:
             self._replan = True
 
     def _job_stopped(self, event: ev.JobStopped) -> None:
-        lease = self._running(event)
-        if lease is None or lease.running is None or not lease.stopping:
+        replica = self._running(event)
+        if replica is None or replica.running is None or not replica.stopping:
             return  # nobody asked for it, or it was told before
-        if lease.running.next_layer < event.next_layer < lease.running.model.layers:
-            self._moves.stopped(lease, event.next_layer)
-            if lease.releasing:  # it will not go on
-                self._moves.end_waiting(lease, ac.Outcome.CANCELLED)
+        if replica.running.next_layer < event.next_layer < replica.running.model.layers:
+            lease = replica.lease
+            self._moves.stopped(replica, event.next_layer)
+            self._end_returned(lease)
             self._touch(lease)
             self._replan = self._replan or self.book.unserved
 
     def _faulted(self, event: ev.Faulted) -> None:
-        lease = self.book.leases.get(event.lease)
-        if lease is not None and lease.epoch == event.epoch and lease.phase is not Phase.IDLE:
-            self._moves.faulted(lease)
-            self._touch(lease)
+        replica = self.book.replicas.get(event.lease)
+        if replica is not None and replica.epoch == event.epoch and replica.phase is not Phase.IDLE:
+            self._moves.faulted(replica)
+            self._touch(replica.lease)
             self._replan = True
 
     def _device_reset(self, event: ev.DeviceReset) -> None:
         self._moves.reset()
         for lease in self.book.leases.values():
-            if lease.releasing:
-                self._moves.end_waiting(lease, ac.Outcome.CANCELLED)
+            self._end_returned(lease)
             self._touch(lease)
         self._replan = True
+
+    def _end_returned(self, lease: Lease) -> None:
+        """Jobs that ran and wait again, on a lease that does none any more."""
+        if lease.faulted or lease.releasing:
+            self._moves.end_waiting(lease, ac.Outcome.FAILED if lease.faulted else ac.Outcome.CANCELLED)
+
+
+def _replicas(event: ev.RequestLease) -> int:
+    """How many a lease may have at most."""
+    if event.replicas is not None:
+        return event.replicas
+    return 1 if event.sharing is ev.Sharing.PUBLIC else MAX_LEASE_CORES

@@ -139,11 +139,8 @@ class LeaseDesk:
                 self._make_room(tenant, request.maximum, self._quota(row))
             term = self._life_ns if request.ttl_s is None else request.ttl_s * SECOND
             window = self._window_bytes(tenant)
-            self._pilot.apply(
-                lambda now: ev.RequestLease(
-                    now, tenant, name, request.minimum, request.maximum, window, sharing, switching, int(term)
-                )
-            )
+            asked = request.minimum, request.maximum, window, sharing, switching, int(term)
+            self._pilot.apply(lambda now: ev.RequestLease(now, tenant, name, *asked, replicas=1))
             try:
                 self._pilot.when(lambda: self._settled(name), SETTLE_S)
                 kept = LeaseRow(
@@ -324,11 +321,8 @@ class LeaseDesk:
         sharing, switching = ev.Sharing(row.sharing), ev.Switching(row.switching)
         window, term = self._window_bytes(row.tenant), int(self._life_ns)
         faulted = row.state == "faulted" and not row.extra.get("auto")
-        self._pilot.apply(
-            lambda now: ev.RequestLease(
-                now, row.tenant, name, row.minimum, row.maximum, window, sharing, switching, term, faulted
-            )
-        )
+        asked = row.minimum, row.maximum, window, sharing, switching, term, faulted
+        self._pilot.apply(lambda now: ev.RequestLease(now, row.tenant, name, *asked, replicas=1))
         self._made[name] = self._clock()
         self._keep_alive(name, row.ttl_s)
 
