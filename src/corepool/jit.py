@@ -1,4 +1,4 @@
-"""The one door to numba: its decorator, with a cache on disk that can never be stale, and a word for short loops.
+"""The one door to numba: its decorator, with a cache on disk that can never be stale, and two words that it lacks.
 
 It must not know what is compiled. numba keeps compiled code until the function's own file changes, even if a function
 that it calls in another file did change. So the cache's folder is named after the contents of all files that matter.
@@ -18,7 +18,7 @@ from typing import Any
 import numba
 from llvmlite import ir
 from numba import types
-from numba.core import caching
+from numba.core import caching, cgutils
 from numba.extending import intrinsic
 
 _COMPILED = (b"njit", b"@hot", b"@inlined")  # what files with compiled functions hold
@@ -86,3 +86,51 @@ def _nothing(typing_context: Any) -> Any:
 # twice only loses if it is made ready for vectors, since that has to be decided each time it is entered. Nothing is
 # emitted, but the compiler takes it for an instruction that cannot be done for several turns at once.
 one_by_one: Callable[..., None] = intrinsic(_nothing)
+
+
+PIXELS, ROWS = 16, 4  # of what ``multiply_block`` fills: so many sums stay in registers on all usual processors
+
+
+def _multiply_block(
+    typing_context: Any, planes: Any, places: Any, count: Any, x: Any, factors: Any, first: Any, width: Any, sums: Any,
+    run: Any,
+) -> Any:  # fmt: skip
+    kinds = (planes, places, count, x, factors, first, width, sums, run)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        planes, places, count, x, factors, first, width, sums, run = (
+            context.make_array(kind)(context, builder, value).data if isinstance(kind, types.Array) else value
+            for kind, value in zip(signature.args, arguments, strict=True)
+        )
+        vector = ir.VectorType(ir.FloatType(), PIXELS)
+        zero = ir.Constant(vector, [0.0] * PIXELS)
+        totals = [cgutils.alloca_once_value(builder, zero) for _ in range(ROWS)]
+
+        def in_place(base: Any, index: Any) -> Any:
+            return builder.bitcast(builder.gep(base, [index]), vector.as_pointer())
+
+        with cgutils.for_range(builder, count) as turn:
+            place = builder.add(builder.load(builder.gep(places, [turn.index])), x)
+            values = builder.load(in_place(planes, place), align=4)
+            factor = builder.gep(factors, [builder.add(builder.mul(turn.index, width), first)])
+            for row, total in enumerate(totals):
+                one = builder.load(builder.gep(factor, [ir.Constant(ir.IntType(64), row)]))
+                alone = builder.insert_element(zero, one, ir.Constant(ir.IntType(32), 0))
+                spread = builder.shuffle_vector(
+                    alone, zero, ir.Constant(ir.VectorType(ir.IntType(32), PIXELS), [0] * 16)
+                )
+                builder.store(builder.fadd(builder.load(total), builder.fmul(values, spread, ("contract",)),
+                                           ("contract",)), total)  # fmt: skip
+        for row, total in enumerate(totals):
+            at = builder.add(builder.mul(builder.add(first, ir.Constant(ir.IntType(64), row)), run), x)
+            builder.store(builder.load(total), in_place(sums, at), align=4)
+        return context.get_dummy_value()
+
+    return types.none(*kinds), generate
+
+
+# In compiled code: for ROWS rows of ``sums``, ``run`` apart, from row ``first`` on, and PIXELS columns from ``x`` on:
+# the sum over n < ``count`` of ``planes[places[n] + column]`` times ``factors[n * width + row]``. The compiler's own
+# loops would keep the sums in memory, and take longer to begin and to end than such a block takes. Nothing is checked;
+# whole numbers are numbers of 64 bits, arrays are of one dimension and without gaps.
+multiply_block: Callable[..., None] = intrinsic(_multiply_block)

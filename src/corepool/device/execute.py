@@ -38,11 +38,11 @@ class DataPass:
         self._weights: list[tuple[tuple[int, ...], Floats] | None] = [None] * config.cores
         self._scratch = planes.Scratch(
             words=np.empty(_PLANES // 4, self.memories.result_words.dtype),
-            planes=np.empty(_PLANES, np.float32),
+            planes=np.zeros(_PLANES, np.float32),  # what lies behind a tile's pixels is computed with, and thrown away
             sums=np.empty(_SUMS, np.float32),
             codes=np.empty(_SUMS, np.int8),
-            factors=np.empty(8, np.float32),
-            places=np.empty(4, np.int64),
+            factors=np.empty((EXACT_PRODUCTS + 1) * config.channels, np.float32),
+            places=np.empty(EXACT_PRODUCTS + 1, np.int64),
             terms=EXACT_PRODUCTS,
             products=_SMALL_PRODUCTS,
         )

@@ -63,7 +63,8 @@ from corepool.device.kernels import (
     save,
     summed,
 )
-from corepool.jit import njit
+from corepool.jit import PIXELS, multiply_block, njit
+from corepool.jit import ROWS as SUMS_AT_ONCE
 
 LEAST_PIXELS = 8  # below, loops along pixels are too short to pay
 FEW_PIXELS = 4  # of a CONV: up to here, going from word to word beats the copies that a matrix product needs
@@ -79,8 +80,8 @@ class Scratch(NamedTuple):
     planes: Floats
     sums: Floats
     codes: Int8s
-    factors: Floats  # [8]
-    places: Ints  # [4]
+    factors: Floats  # [terms * C]
+    places: Ints  # [terms]
     terms: Int
     products: Int
 
@@ -92,7 +93,8 @@ _fast = njit(fastmath={"reassoc", "contract"}, **OPTIONS)
 class Shape(NamedTuple):
     """How a tile is staged. With strides of 1 all taps look at one copy of the tile, each from a place of its own; else
     every tap has a copy of just what it reads. ``pitch`` pixels from row to row, ``area`` of a plane, ``run`` pixels
-    from the first result to the last (those at the ends of rows beyond ``COLS`` mean nothing)."""
+    from the first result to the last, in whole blocks (those at the ends of rows beyond ``COLS``, and behind the last,
+    mean nothing)."""
 
     copies: Int
     blocks: Int
@@ -111,7 +113,8 @@ def _shape_of(op: Ints) -> Shape:
         height = op[ROWS] + (op[KERNEL_H] - 1) * op[DILATION_Y]
     else:
         copies, pitch, height = op[KERNEL_H] * op[KERNEL_W], op[COLS], op[ROWS]
-    return Shape(copies, blocks, pitch, height, pitch * height, (op[ROWS] - 1) * pitch + op[COLS])
+    run = (op[ROWS] - 1) * pitch + op[COLS]
+    return Shape(copies, blocks, pitch, height, pitch * height, (run + PIXELS - 1) // PIXELS * PIXELS)
 
 
 @_compiled
@@ -130,7 +133,7 @@ def _fits(mem: Memories, op: Ints, shape: Shape, scratch: Scratch) -> Int:
     room = (
         pixels >= LEAST_PIXELS
         and depth <= scratch.terms
-        and shape.copies * shape.blocks * shape.area * channels <= scratch.planes.size
+        and shape.copies * shape.blocks * shape.area * channels + PIXELS <= scratch.planes.size
         and channels * shape.run <= scratch.sums.size
     )
     if kind == CONV and (not room or pixels * depth * op[OUT_BLOCKS] * channels > scratch.products):
@@ -201,18 +204,6 @@ def _spread(mem: Memories, scratch: Scratch, count: Int, area: Int) -> None:
 
 
 @_fast
-def _add_8(planes: Floats, at: Int, area: Int, w: Floats, sums: Floats) -> None:
-    """Add to ``sums`` eight planes from ``at`` on times a weight each."""
-    f0, f1, f2, f3 = planes[at:], planes[at + area :], planes[at + 2 * area :], planes[at + 3 * area :]
-    at += 4 * area
-    f4, f5, f6, f7 = planes[at:], planes[at + area :], planes[at + 2 * area :], planes[at + 3 * area :]
-    w0, w1, w2, w3, w4, w5, w6, w7 = w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]
-    for x in range(sums.shape[0]):
-        low = (f0[x] * w0 + f1[x] * w1) + (f2[x] * w2 + f3[x] * w3)
-        sums[x] += low + ((f4[x] * w4 + f5[x] * w5) + (f6[x] * w6 + f7[x] * w7))
-
-
-@_fast
 def _add_4(planes: Floats, p0: Int, p1: Int, p2: Int, p3: Int, w: Floats, sums: Floats) -> None:
     """Add to ``sums`` what stands at four places times a weight each."""
     f0, f1, f2, f3 = planes[p0:], planes[p1:], planes[p2:], planes[p3:]
@@ -235,28 +226,26 @@ def _convolve(mem: Memories, c: Int, op: Ints, shape: Shape, scratch: Scratch, g
     """Sums of CONV, output block ``g``."""
     channels = len(mem.lanes)
     weights = mem.weight.shape[1]
-    w = scratch.factors
+    factors, places = scratch.factors, scratch.places
     taps = op[KERNEL_H] * op[KERNEL_W]
+    count = np.int64(0)
     for tap in range(taps):
         for b in range(op[IN_BLOCKS]):
             at = _place(op, shape, tap, b, channels)
             word = mem.weight[c, (op[WEIGHT] + (g * taps + tap) * op[IN_BLOCKS] + b) % weights]
-            for o in range(channels):
-                sums = scratch.sums[o * shape.run : (o + 1) * shape.run]
-                for i in range(0, channels, 8):
-                    some = more = False  # padded channels have no weights
-                    for n in range(min(channels, 8)):
-                        w[n] = word[o, i + n]
-                        if word[o, i + n] != 0:
-                            some = True
-                            more |= n >= 4
-                    p = at + i * shape.area
-                    if more:
-                        _add_8(scratch.planes, p, shape.area, w, sums)
-                    elif some:
-                        _add_4(
-                            scratch.planes, p, p + shape.area, p + 2 * shape.area, p + 3 * shape.area, w, sums
-                        )  # fmt: skip
+            for i in range(channels):
+                some = np.int64(0)
+                for o in range(channels):
+                    some |= np.int64(word[o, i])
+                    factors[count * channels + o] = word[o, i]
+                places[count] = at + i * shape.area
+                count += some != 0  # padded channels have no weights
+    for x in range(0, shape.run, PIXELS):
+        for o in range(0, channels, SUMS_AT_ONCE):
+            multiply_block(
+                scratch.planes, places, count, np.int64(x), factors, np.int64(o), np.int64(channels), scratch.sums,
+                shape.run,
+            )  # fmt: skip
 
 
 @_compiled
@@ -347,10 +336,10 @@ def _tile(mem: Memories, c: Int, op: Ints, shape: Shape, scratch: Scratch) -> No
     _stage(mem, c, op, shape, scratch)
     size = len(mem.lanes) * shape.run
     for g in range(op[OUT_BLOCKS]):
-        scratch.sums[:size] = 0
         if op[OPCODE] == CONV:
             _convolve(mem, c, op, shape, scratch, g)
         else:
+            scratch.sums[:size] = 0
             _window(mem, c, op, shape, scratch, g)
         parameter = op[PARAMETER] + (0 if op[OPCODE] == POOL else g)
         _requantise(mem, c, op, parameter, shape.run, scratch)
