@@ -73,6 +73,7 @@ class InferRequest:
     """One inference. ``version`` None: the highest that is ready. ``lease`` None: the tenant's default lease.
 
     ``priority`` is 0 (default) or 1, the highest, and up; ``timeout_us`` bounds the wait and the run together.
+    ``fits``: inputs of a version that this was compared with, and found to fit.
     """
 
     model: str
@@ -82,6 +83,7 @@ class InferRequest:
     lease: str | None = None
     priority: int = 0
     timeout_us: int | None = None
+    fits: tuple[TensorInfo, ...] | None = None
 
 
 class Timings(NamedTuple):

@@ -163,6 +163,7 @@ class DataPlane:
             self.model_metadata(who, request.model, request.version)  # raises if there is none to load either
             raise UnavailableError(f"model {shown(request.model)} is not loaded: load it first") from None
         check_request(info, request)
+        request.fits = info.inputs
         self._running += 1
         self._idle.clear()
         begin = time.perf_counter_ns()

@@ -154,7 +154,8 @@ class KeyRing:
         return row
 
     def _holds(self, row: KeyRow) -> bool:
-        return row.state == ACTIVE and self._rows.get(row.key_id) == row
+        kept = self._rows.get(row.key_id)
+        return row.state == ACTIVE and (kept is row or kept == row)
 
     def _fingerprint(self, key: NewKey) -> bytes:
         return hashlib.blake2b(key.text.encode(), key=self._pepper, digest_size=32).digest()

@@ -6,6 +6,7 @@ It must not know routes or models.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pydantic_core import from_json as parse_json
@@ -27,6 +28,10 @@ from corepool.server.tensors import Array, check_shape, datatype_of, from_binary
 
 MAX_LISTS = 1 << 18  # and objects; a nested image has one for each row, or for each pixel if its channels come last
 HEADER_LENGTH = "Inference-Header-Content-Length"
+REMEMBERED_BYTES = (
+    2048  # of a JSON part that is kept once it was read; one with an id of its own in each request is short
+)
+HEADS_REMEMBERED = 512
 
 
 class Asked(NamedTuple):
@@ -60,15 +65,59 @@ def read_request(model: str, version: str | None, body: bytes | memoryview, head
         if not (header_length.isascii() and header_length.isdigit()) or int(header_length[:20]) > len(view):
             raise RequestError(f"{HEADER_LENGTH} {shown(header_length)} is no length within the body")
         split = int(header_length)
-    head = _an_object(load_json(view[:split]), "the request")
+    if header_length is not None and split <= REMEMBERED_BYTES:
+        head = _remembered(bytes(view[:split]))
+    else:
+        head = _read_head(view[:split], header_length is not None)
+    said = head.said
+    request = InferRequest(
+        model,
+        _take_inputs(head.inputs, view[split:]),
+        version,
+        said.outputs,
+        said.lease,
+        said.priority,
+        said.timeout_us,
+    )
+    return Asked(request, head.id, head.binary, head.binary_default)
+
+
+class _Input(NamedTuple):
+    """An input as the JSON part describes it: its values are there, or ``size`` bytes behind that part."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    size: int
+    values: Array | None
+
+
+class _Head(NamedTuple):
+    """All that the JSON part says. ``said`` is a request without model and inputs. Nobody changes any of it."""
+
+    inputs: tuple[_Input, ...]
+    said: InferRequest
+    id: str | None
+    binary: Mapping[str, bool]
+    binary_default: bool
+
+
+def _read_head(text: bytes | memoryview, has_binary: bool) -> _Head:
+    head = _an_object(load_json(text), "the request")
     parameters = _parameters(head, "the request")
-    inputs = _read_inputs(head, view[split:], header_length is not None)
+    inputs = tuple(_describe(tensor, has_binary) for tensor in _list(head, "inputs"))
     names, binary = _read_outputs(head)
     ident = head.get("id")
     if ident is not None and not isinstance(ident, str):
         raise RequestError(f"id must be a text, not {shown(ident)}")
-    request = make_request(model, version, inputs, names, parameters)
-    return Asked(request, ident, binary, flag(parameters, "binary_data_output", "the request"))
+    said = make_request("", None, {}, names, parameters)
+    return _Head(inputs, said, ident, binary, flag(parameters, "binary_data_output", "the request"))
+
+
+@lru_cache(HEADS_REMEMBERED)
+def _remembered(text: bytes) -> _Head:
+    """As ``_read_head``, for short ones before binary data: a client sends the same one again and again."""
+    return _read_head(text, True)
 
 
 def _values(most: int | None) -> str:
@@ -101,27 +150,35 @@ def _list(head: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     return values
 
 
-def _read_inputs(head: Mapping[str, Any], rest: memoryview, has_binary: bool) -> dict[str, Array]:
+def _describe(tensor: Mapping[str, Any], has_binary: bool) -> _Input:
+    name = tensor["name"]
+    parameters = _parameters(tensor, shown(name))
+    refuse_shared_memory(parameters, name)
+    shape = check_shape(name, tensor.get("datatype"), tensor.get("shape"))
+    size = whole(parameters, "binary_data_size", None)
+    if size is None:
+        if "data" not in tensor:
+            raise RequestError(f"input {shown(name)} has neither data nor binary_data_size")
+        values = from_json(name, tensor["datatype"], shape, tensor["data"])
+        values.flags.writeable = False  # it may be used for many requests
+        return _Input(name, tensor["datatype"], shape, 0, values)
+    if "data" in tensor or not has_binary:
+        raise RequestError(
+            f"input {shown(name)}: binary_data_size goes with the header {HEADER_LENGTH} and without data"
+        )
+    return _Input(name, tensor["datatype"], shape, size, None)
+
+
+def _take_inputs(inputs: tuple[_Input, ...], rest: memoryview) -> dict[str, Array]:
     made: dict[str, Array] = {}
     place = 0
-    for tensor in _list(head, "inputs"):
-        name = tensor["name"]
-        parameters = _parameters(tensor, shown(name))
-        refuse_shared_memory(parameters, name)
-        shape = check_shape(name, tensor.get("datatype"), tensor.get("shape"))
-        size = whole(parameters, "binary_data_size", None)
-        if size is None:
-            if "data" not in tensor:
-                raise RequestError(f"input {shown(name)} has neither data nor binary_data_size")
-            made[name] = from_json(name, tensor["datatype"], shape, tensor["data"])
+    for name, datatype, shape, size, values in inputs:
+        if values is not None:
+            made[name] = values
             continue
-        if "data" in tensor or not has_binary:
-            raise RequestError(
-                f"input {shown(name)}: binary_data_size goes with the header {HEADER_LENGTH} and without data"
-            )
         if size > len(rest) - place:
             raise RequestError(f"input {shown(name)}: {size} bytes announced, {len(rest) - place} are left in the body")
-        made[name] = from_binary(name, tensor["datatype"], shape, rest[place : place + size])
+        made[name] = from_binary(name, datatype, shape, rest[place : place + size])
         place += size
     if place != len(rest):
         raise RequestError(f"{len(rest) - place} bytes of the body belong to no input")
