@@ -210,8 +210,9 @@ class Hypervisor:
     def _submit_job(self, event: ev.SubmitJob) -> None:
         lease, job = requests.check_job(self.book, self.settings, event)
         self.book.jobs[event.job] = lease.lease
+        known = event.at < lease.lively_until and not self.book.unserved  # it counts as having work already
         lease.lively_until = event.at + self.settings.linger_ns
-        if self._watches_jobs or not lease.waiting:
+        if self._watches_jobs or not (lease.waiting or known):
             self._replan = True
         position = lease.enqueue(job, in_order=self.settings.policy == "private-deadline")
         self._look_at_depth(lease, lease.waiting - 1)
@@ -280,7 +281,8 @@ class Hypervisor:
         self._moves.end_job(job, lease, ac.Outcome.DONE)
         self._touch(lease)
         self._look_at_depth(lease, lease.waiting + 1)
-        if self._watches_jobs or self.book.unserved or not lease.waiting:
+        lingers = bool(self.settings.linger_ns)  # it counts as having work for a while
+        if self._watches_jobs or self.book.unserved or not (lease.waiting or lingers):
             self._replan = True
 
     def _job_stopped(self, event: ev.JobStopped) -> None:
