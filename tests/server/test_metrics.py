@@ -214,6 +214,49 @@ def test_busy_ratio_is_of_the_last_seconds() -> None:
     assert meters.busy()[1] == (0.0, 3.0)
 
 
+def test_runs_counted_together_are_counted_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(3)
+    runs = []
+    at = 500 * SECOND
+    for _ in range(400):
+        cores = ((0, 1), (2,), (0, 1, 2, 3))[random.integers(3)]
+        at += int(random.integers(0, SECOND // 4))
+        begin, at = at, at + int(random.integers(0, 2 * SECOND) ** (random.random() < 0.2))
+        runs.append((cores, begin, at))
+
+    def counted(together: int) -> list[tuple[float, float]]:
+        monkeypatch.setattr("corepool.server.meters.TOGETHER", together)
+        now = 400 * SECOND
+        counters = type("Counted", (), {"bytes_read": (1, 2), "bytes_written": (3,)})
+        made = CardMeters(preset("u200"), clock=lambda: now)
+        for cores, begin, end in runs:
+            now = begin
+            assert made.started(cores) == begin
+            now = end
+            made.ran(cores, begin, counters)
+        busy = made.busy()
+        assert (made.read_bytes[:2], made.written_bytes[:1]) == ([len(runs), 2 * len(runs)], [3 * len(runs)])
+        return busy
+
+    found = [counted(together) for together in (1, 7, 1000)]
+    for core in range(4):
+        assert found[0][core][1] == sum(end - begin for cores, begin, end in runs if core in cores) / SECOND
+    assert found[0] == found[1] == found[2]
+    assert 0 < found[0][0][0] < 1
+
+
+def test_stages_counted_together_are_counted_as_one_by_one() -> None:
+    random = np.random.default_rng(4)
+    bounds, values = (0.0, 0.001, 0.25, 1.0), random.choice([0.0, 0.001, 0.0011, 0.2, 0.25, 3.0], 200)
+    alone, together = Histogram(bounds), Histogram(bounds)
+    for value in values:
+        alone.observe(value)
+    together.observe_all(values[:50])
+    together.observe_all(values[50:])
+    assert together.counts == alone.counts
+    assert together.total == pytest.approx(alone.total)
+
+
 def test_kinds_of_faults() -> None:
     told = FaultError("the model was stopped by a fault: WINDOW on core 3, instruction 7 at address 9, cycle 1")
     assert fault_kind(told) == "window"

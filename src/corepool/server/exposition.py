@@ -10,6 +10,9 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Labels = Mapping[str, str]
 
@@ -54,6 +57,12 @@ class Histogram:
     def observe(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
+
+    def observe_all(self, values: npt.NDArray[np.float64]) -> None:
+        """As ``observe`` for each of the values."""
+        found = np.bincount(np.searchsorted(self.bounds, values, "left"), minlength=len(self.counts))
+        self.counts = [mine + its for mine, its in zip(self.counts, found.tolist(), strict=True)]
+        self.total += float(values.sum())
 
     def merge(self, other: Histogram) -> None:
         """Add the values of another histogram of the same bounds."""

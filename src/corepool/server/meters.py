@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ WINDOW_S = 15  # over which cores count as more or less busy
 FAULTS = (*(fault.name.lower() for fault in Fault), "other")
 RELINK_BOUNDS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 REMEMBERED = 64  # latest re-deals
+TOGETHER = 256  # runs that are counted at once
 
 _FAULT = re.compile(r"stopped by a fault: ([A-Z_]+)")
 
@@ -51,17 +52,14 @@ class CoreMeter:
         self.total_ns = 0
         self._seconds = [(-1, 0)] * (WINDOW_S + 1)  # a ring: which second, and the busy nanoseconds in it
 
-    def add(self, begin: int, end: int) -> None:
-        """A job ran in this span, nanoseconds of the monotonic clock."""
-        self.total_ns += end - begin
-        first = max(begin, end - WINDOW_S * SECOND)
-        while first < end:
-            second = first // SECOND
-            last = min(end, (second + 1) * SECOND)
+    def add(self, total_ns: int, seconds: Mapping[int, int]) -> None:
+        """Jobs ran for so long, and for so many nanoseconds within each of the seconds, which come in order."""
+        self.total_ns += total_ns
+        for second, ns in seconds.items():
             slot = second % len(self._seconds)
-            kept = self._seconds[slot][1] if self._seconds[slot][0] == second else 0
-            self._seconds[slot] = (second, min(kept + last - first, SECOND))
-            first = last
+            there, before = self._seconds[slot]
+            if there <= second:
+                self._seconds[slot] = (second, min((before if there == second else 0) + ns, SECOND))
 
     def ratio(self, now: int, since: int) -> float:
         """Share of the last whole WINDOW_S seconds, or since the start if that is later."""
@@ -72,7 +70,8 @@ class CoreMeter:
 
 
 class CardMeters:
-    """All counts. Methods may be called from any thread; ``lock`` protects what is read."""
+    """All counts. Methods may be called from any thread; ``lock`` protects what is read, once ``fold`` was called: runs
+    are noted as they end, and many are counted together."""
 
     def __init__(self, config: HardwareConfig, clock: Callable[[], int] = monotonic_ns) -> None:
         self.config = config
@@ -81,6 +80,7 @@ class CardMeters:
         self.since = clock()
         self.cores = [CoreMeter() for _ in range(config.cores)]
         self.running: dict[int, int] = {}  # core: since when a job runs on it
+        self._ended: list[tuple[tuple[int, ...], int, int, object]] = []  # runs to count: cores, begin, end, counters
         self.read_bytes = [0] * config.banks
         self.written_bytes = [0] * config.banks
         self.cleared_bytes = 0
@@ -89,21 +89,44 @@ class CardMeters:
         self.resize_seconds: dict[str, Histogram] = {}
         self.redeals: deque[tuple[int, str, int, int, float]] = deque(maxlen=REMEMBERED)
 
-    def ran(self, cores: Iterable[int], begin: int, counters: object) -> None:
+    def ran(self, cores: tuple[int, ...], begin: int, counters: object) -> None:
         """A run ended. ``counters`` are the device's, or None if it was stopped."""
         end = self.clock()
         with self.lock:
             for core in cores:
                 self.running.pop(core, None)
-                self.cores[core].add(begin, end)
-            for totals, name in ((self.read_bytes, "bytes_read"), (self.written_bytes, "bytes_written")):
-                for bank, count in enumerate(getattr(counters, name, ())):
-                    totals[bank] += int(count)
+            self._ended.append((cores, begin, end, counters))
+            full = len(self._ended) >= TOGETHER
+        if full:
+            self.fold()
 
-    def started(self, cores: Iterable[int]) -> int:
+    def fold(self) -> None:
+        """Count the runs that were only noted."""
+        with self.lock:
+            ended, self._ended = self._ended, []
+            totals: dict[tuple[int, ...], int] = defaultdict(int)
+            seconds: dict[tuple[int, ...], dict[int, int]] = defaultdict(lambda: defaultdict(int))
+            for cores, begin, end, counters in ended:
+                totals[cores] += end - begin
+                first = max(begin, end - WINDOW_S * SECOND)
+                while first < end:
+                    second = first // SECOND
+                    last = min(end, (second + 1) * SECOND)
+                    seconds[cores][second] += last - first
+                    first = last
+                for banks, name in ((self.read_bytes, "bytes_read"), (self.written_bytes, "bytes_written")):
+                    for bank, count in enumerate(getattr(counters, name, ())):
+                        banks[bank] += int(count)
+            for cores, total in totals.items():
+                spans = dict(sorted(seconds[cores].items()))
+                for core in cores:
+                    self.cores[core].add(total, spans)
+
+    def started(self, cores: tuple[int, ...]) -> int:
         begin = self.clock()
         with self.lock:
-            self.running.update((core, begin) for core in cores)
+            for core in cores:
+                self.running[core] = begin
         return begin
 
     def faulted(self, tenant: str, kind: str) -> None:
@@ -124,6 +147,7 @@ class CardMeters:
 
     def busy(self) -> list[tuple[float, float]]:
         """Of each core, the share of late that a job ran on it, and the seconds in all."""
+        self.fold()
         now = self.clock()
         with self.lock:
             found = []

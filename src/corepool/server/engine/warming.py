@@ -23,11 +23,15 @@ SLOW_S = 5.0  # longer than it takes where all was compiled before, even on a bu
 _log = logging.getLogger(__name__)
 
 
+YOUNG = 10_000  # new objects between two searches: a request leaves none behind, but has hundreds while it is answered
+
+
 def keep_for_good() -> None:
     """Have the search for garbage pass over what there is now: modules and compiled code are hundreds of thousands of
     objects, to look at them all takes 0.1 s and more, and every thread would have to wait for it now and then."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
 
 
 class Warmth(Enum):
