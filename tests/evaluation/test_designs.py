@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from corepool.config import preset
-from corepool.evaluation.designs import FREE, Design, Kind, Task, arrivals, backlog, tasks_of
-from corepool.evaluation.multi_task import _networks
+from corepool.evaluation.designs import FREE, Design, Kind, Task, arrivals, tasks_of
+from corepool.hypervisor.events import SubmitJob
 from corepool.hypervisor.model import Model
 from corepool.hypervisor.settings import Settings
 
@@ -34,11 +34,13 @@ def single(**models: int) -> Design:
 
 def latencies(design: Design, tasks: list[Task], jobs: dict[str, int]) -> dict[str, list[int]]:
     """When the jobs of each task ended, in milliseconds (rounded)."""
-    record = design.run(tasks, backlog(design, tasks, jobs))
-    owner = _networks(tasks, jobs)
+    owner = [task for turn in range(max(jobs.values())) for task in tasks if turn < jobs[task.name]]
+    record = design.run(
+        tasks, [SubmitJob(0, task.name, task.name, number, task.network) for number, task in enumerate(owner)]
+    )
     ends: dict[str, list[int]] = {task.name: [] for task in tasks}
     for job, at in zip(record.job, record.ended, strict=True):
-        ends[owner[job][0]].append(round(at / MS))
+        ends[owner[job].name].append(round(at / MS))
     return ends
 
 
@@ -83,26 +85,27 @@ def test_arrivals_are_the_same_for_every_design() -> None:
     assert other != [row[0] for row in seen[0]]
 
 
-@pytest.mark.parametrize("count", [1, 5])
-def test_owner_of_every_job(count: int) -> None:
-    design = pool(net=160, big=320)
-    tasks = tasks_of(["net", "big"], count)
-    jobs = {task.name: 1 + number for number, task in enumerate(tasks)}
-    owners = _networks(tasks, jobs)
-    events = list(backlog(design, tasks, jobs))
-    assert len(events) == sum(jobs.values()) == len(owners)
-    for event in events:
-        assert owners[event.job] == (event.tenant, event.model)
+@pytest.mark.parametrize("design", [pool(net=160), pool(Kind.FIXED, 2, net=160), single(net=10)])
+def test_tasks_that_always_have_work(design: Design) -> None:
+    """Each of two tasks has five jobs under way at all times; by turns, on eight cores or on two fixed ones."""
+    served = design.saturate(tasks_of(["net"], 2), 5, 1600 * MS)
+    ended = [served.owner[job] for job in served.record.job]
+    each = {Kind.SHARED: 80, Kind.FIXED: 20, Kind.TURNS: 80}[design.kind]
+    assert abs(ended.count("task 0") - each) <= 1
+    assert abs(ended.count("task 1") - each) <= 1
+    assert len(served.owner) - len(ended) == 10
 
 
-def test_leases_side_by_side_share_a_tasks_jobs() -> None:
-    design = pool(each=4, net=160)
-    assert [design.leases(count) for count in (1, 2, 3, 4, 5, 16)] == [4, 2, 2, 1, 1, 1]
-    assert pool(net=160).leases(1) == 1
-    tasks = tasks_of(["net"], 1)
-    record = design.run(tasks, backlog(design, tasks, {"task 0": 12}))
-    assert sorted(record.leases) == [f"task 0/{number}" for number in range(4)]
-    assert sorted(record.job) == list(range(12))
-    assert set(record.busy_ns) == {40 * MS}
-    # Every lease does three jobs, one after the other, on the four cores of a bank.
-    assert [round(at / MS) for at in record.ended] == [40] * 4 + [80] * 4 + [120] * 4
+def test_the_hypervisor_divides_the_cores_of_a_busy_task() -> None:
+    """On 16 cores 20 ms, on 4 cores 40: two by two banks do twice as much."""
+    table = tuple((160, 80, 60, 40, 38, 36, 34, 32, 31, 30, 29, 28, 27, 26, 25, 20)[n] * MS for n in range(16))
+    slow = replace(pool(net=160), models={"net": replace(model("net", 160), latency_ns=table)})
+    served = slow.saturate(tasks_of(["net"], 1), 64, 4000 * MS)
+    assert served.replicas == {"task 0": (4, 4, 4, 4)}
+    assert abs(len(served.record.job) - 4000 // 40 * 4) <= 8
+    assert set(served.record.cores) == {4}
+    alone = replace(slow, replicas=1).saturate(tasks_of(["net"], 1), 64, 4000 * MS)
+    assert alone.replicas == {"task 0": (16,)}
+    assert abs(len(alone.record.job) - 4000 // 20) <= 2
+    few = replace(slow, each=5).saturate(tasks_of(["net"], 1), 64, 4000 * MS)
+    assert few.replicas == {"task 0": (4, 1)}

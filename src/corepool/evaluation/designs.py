@@ -13,10 +13,11 @@ from corepool.compiler.tables import MAX_CORES
 from corepool.config import HardwareConfig
 from corepool.evaluation.lab import Lab, Need
 from corepool.evaluation.workers import Tell
+from corepool.hypervisor.actions import Action, JobEnded
 from corepool.hypervisor.backends import ByShape, TableBackend, measure, measured_model, shapes
 from corepool.hypervisor.events import AddTenant, Event, LoadModel, RequestLease, Sharing, SubmitJob, Switching
 from corepool.hypervisor.model import Model, model_of
-from corepool.hypervisor.runner import Record, Runner
+from corepool.hypervisor.runner import Record, Runner, Watcher
 from corepool.hypervisor.settings import Costs, Settings
 from corepool.hypervisor.state import Hypervisor
 from corepool.hypervisor.workload import Source, workload
@@ -37,8 +38,8 @@ class Kind(Enum):
 class Design:
     """A card, the latencies of networks on it, and how it is shared.
 
-    ``each``: cores of a task if they are fixed; on a card that is shared, at most so many for a lease, and as many
-    leases for a task as its even share takes (0: one lease for each task, of any size).
+    ``each``: cores of a task if they are fixed; on a card that is shared, at most so many (0: all). ``replicas``: so
+    many inferences of a task side by side at most; None leaves it to the hypervisor.
     """
 
     name: str
@@ -48,19 +49,38 @@ class Design:
     by_shape: ByShape = field(default_factory=dict)
     each: int = 0
     switching: Switching = Switching.TASK
+    replicas: int | None = None
 
     def run(self, tasks: Sequence[Task], events: Iterable[Event], until: int | None = None) -> Record:
         """Serve jobs (SubmitJob of a task's name) from time 0 on."""
-        hypervisor = Hypervisor(self.settings)
-        backend = TableBackend(self.models, self.settings.bank_of, self.by_shape)
-        runner = Runner(hypervisor, backend)
-        return runner.run(self._events(tasks, events), until)
+        return self._runner().run(self._events(tasks, events), until)
 
-    def leases(self, tasks: int) -> int:
-        """Leases of each of so many tasks."""
-        if self.kind is Kind.SHARED and self.each:
-            return -(-self.settings.cores // (self.each * tasks))
-        return 1
+    def saturate(self, tasks: Sequence[Task], in_flight: int, until: int) -> Served:
+        """Every task has so many jobs under way at all times: when one ends the next comes."""
+        waiting = [task for _ in range(in_flight) for task in tasks]
+        owner: list[Task] = []
+
+        def job(at: int, task: Task) -> Event:
+            owner.append(task)
+            event = SubmitJob(at, task.name, task.name, len(owner) - 1, self.models[task.network].name)
+            return self._addressed(event)
+
+        def follow(event: Event, actions: list[Action]) -> None:
+            for action in actions:
+                if isinstance(action, JobEnded):
+                    runner.add(job(event.at, owner[action.job]))
+
+        runner = self._runner(follow)
+        record = runner.run(self._events(tasks, (job(0, task) for task in waiting)), until)
+        sizes: dict[str, tuple[int, ...]] = {}
+        for name, lease in runner.hypervisor.book.leases.items():
+            planned = (len(replica.plan) for replica in lease.replicas if replica.plan)
+            sizes[name] = tuple(sorted(planned, reverse=True))
+        return Served(record, [task.name for task in owner], sizes)
+
+    def _runner(self, watch: Watcher | None = None) -> Runner:
+        backend = TableBackend(self.models, self.settings.bank_of, self.by_shape)
+        return Runner(Hypervisor(self.settings), backend, watch)
 
     def source(self, task: Task) -> Source:
         """A task as the hypervisor's workloads know it."""
@@ -68,44 +88,40 @@ class Design:
         return Source(
             task.name, self.models[task.network], task.rate, task.burst, task.deadline_ns,
             minimum=self.each if fixed else 0,
-            maximum=self.each if fixed else self.settings.cores,
+            maximum=self.each or self.settings.cores,
             sharing=Sharing.PUBLIC if fixed else Sharing.PRIVATE,
             switching=self.switching,
+            replicas=self.replicas,
         )  # fmt: skip
 
     def _events(self, tasks: Sequence[Task], events: Iterable[Event]) -> Iterator[Event]:
-        if self.kind is not Kind.TURNS:
-            yield from self._openings(tasks)
-            yield from self._spread(events, self.leases(len(tasks)))
-            return
-        window = max(model.window_bytes for model in self.models.values())
-        yield AddTenant(0, CARD, 1)
-        for model in self.models.values():
-            yield LoadModel(0, CARD, model)
-        yield RequestLease(0, CARD, CARD, 1, 1, window, Sharing.PUBLIC)
+        if self.kind is Kind.TURNS:
+            window = max(model.window_bytes for model in self.models.values())
+            yield AddTenant(0, CARD, 1)
+            for model in self.models.values():
+                yield LoadModel(0, CARD, model)
+            yield RequestLease(0, CARD, CARD, 1, 1, window, Sharing.PUBLIC)
+        else:
+            for task in tasks:
+                yield from self.source(task).opening()
         for event in events:
-            yield replace(event, tenant=CARD, lease=CARD) if isinstance(event, SubmitJob) else event
+            yield self._addressed(event)
 
-    def _openings(self, tasks: Sequence[Task]) -> Iterator[Event]:
-        """Tenants, models and leases; where a task has several leases they are numbered."""
-        count = self.leases(len(tasks))
-        for task in tasks:
-            for event in self.source(task).opening():
-                if count > 1 and isinstance(event, RequestLease):
-                    for number in range(count):
-                        yield replace(event, lease=f"{task.name}/{number}", maximum=self.each)
-                else:
-                    yield event
+    def _addressed(self, event: Event) -> Event:
+        """Where all take turns a job is the card's."""
+        if self.kind is Kind.TURNS and isinstance(event, SubmitJob):
+            return replace(event, tenant=CARD, lease=CARD)
+        return event
 
-    def _spread(self, events: Iterable[Event], count: int) -> Iterator[Event]:
-        """A task's jobs on its leases in turns."""
-        turn: dict[str, int] = {}
-        for event in events:
-            if count > 1 and isinstance(event, SubmitJob):
-                number = turn[event.tenant] = (turn.get(event.tenant, -1) + 1) % count
-                yield replace(event, lease=f"{event.tenant}/{number}")
-            else:
-                yield event
+
+@dataclass(frozen=True)
+class Served:
+    """What became of tasks that always have work: ``owner`` is the task of each job, ``replicas`` the sizes of each
+    lease's, at the end."""
+
+    record: Record
+    owner: list[str]
+    replicas: dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -130,18 +146,6 @@ def arrivals(design: Design, tasks: Sequence[Task], jobs: int, seed: int) -> Ite
     return (event for event in workload(sources, jobs, seed) if isinstance(event, SubmitJob))
 
 
-def backlog(design: Design, tasks: Sequence[Task], jobs: Mapping[str, int]) -> Iterator[Event]:
-    """So many jobs of each task, all there from the start, in turns."""
-    left = {task.name: jobs[task.name] for task in tasks}
-    number = 0
-    while any(left.values()):
-        for task in tasks:
-            if left[task.name]:
-                left[task.name] -= 1
-                yield SubmitJob(0, task.name, task.name, number, design.models[task.network].name)
-                number += 1
-
-
 @dataclass(frozen=True)
 class Designs:
     """All designs, with latencies measured on the simulator. ``large`` has single cores by array shape, and
@@ -161,10 +165,9 @@ class Designs:
         name = policy if switching is Switching.TASK else f"{policy}, by layer"
         return Design(name, Kind.SHARED, settings, self.pool_models, self.by_shape, switching=switching)
 
-    def side_by_side(self) -> Design:
-        """The pool, where a task may have several leases of a bank's cores: several of its inferences at once."""
-        each = self.config.cores_per_bank
-        return replace(self.pool(), name=f"private-even, leases of {each}", each=each)
+    def whole(self) -> Design:
+        """The pool, one inference of a task at a time, on all of its cores."""
+        return replace(self.pool(), name="private-even, one at a time", replicas=1)
 
     def public(self, each: int) -> Design:
         """The pool in a public cloud: so many cores for each task."""

@@ -1,4 +1,4 @@
-"""Experiment single-task: one image at a time on 1 to 16 cores, four networks, and the ways of tiling.
+"""Experiment single-task: one image at a time on 1 to 16 cores, four networks, and the ways of tiling; and a stream.
 
 It must not know how tilings are found.
 """
@@ -11,6 +11,7 @@ from corepool.evaluation import anchors, plots
 from corepool.evaluation.anchors import PAPER, TITLES
 from corepool.evaluation.lab import Lab, Need, Timing
 from corepool.evaluation.results import Claim, Outcome, Plot, Table
+from corepool.evaluation.streams import study
 from corepool.evaluation.tilings import WAYS, need_of, timing
 from corepool.evaluation.workers import Tell
 
@@ -25,16 +26,24 @@ def needs(lab: Lab) -> list[Need]:
 def run(lab: Lab, tell: Tell) -> Outcome:
     """Frames per second, share of peak, speed-up and DDR bytes."""
     lab.prepare(needs(lab), lambda what, share: tell(what, 0.6 * share))
-    sweep = _sweep(lab, lambda what, share: tell(what, 0.6 + 0.2 * share))
-    ways = _ways(lab, lambda what, share: tell(what, 0.8 + 0.2 * share))
+    sweep = _sweep(lab, lambda what, share: tell(what, 0.6 + 0.15 * share))
+    stream = study(lab, lambda what, share: tell(what, 0.75 + 0.1 * share))
+    ways = _ways(lab, lambda what, share: tell(what, 0.85 + 0.15 * share))
     return Outcome(
         data={
             "cores": {name: {str(n): row for n, row in rows.items()} for name, rows in sweep.items()},
+            "stream": stream.data,
             "tilings": ways,
         },
-        tables=[_ladder(lab, ways), *_scaling_tables(sweep), *_way_tables(ways), _beside(lab, sweep)],
+        tables=[
+            _ladder(lab, ways),
+            *_scaling_tables(sweep),
+            *stream.tables,
+            *_way_tables(ways),
+            _beside(lab, sweep),
+        ],
         plots=[_ladder_plot(lab, ways), _scaling_plot(lab, sweep)],
-        claims=[*_claims(lab, sweep), *_way_claims(lab, ways)],
+        claims=[*_claims(lab, sweep, stream.claims), *_way_claims(lab, ways)],
         notes=[
             "One image at a time, batch 1, simulated cycle by cycle at 300 MHz with DDR at 0.75 of its peak; "
             "cores in as few banks as possible. Share of peak counts useful multiply-accumulates only.",
@@ -237,7 +246,7 @@ def _scaling_plot(lab: Lab, sweep: Sweep) -> Plot:
     return Plot("single-task-scaling.png", caption, plots.png(made))
 
 
-def _claims(lab: Lab, sweep: Sweep) -> list[Claim]:
+def _claims(lab: Lab, sweep: Sweep, stream: list[Claim]) -> list[Claim]:
     claims = []
     top = lab.config.cores
     for name, rows in sweep.items():
@@ -260,7 +269,7 @@ def _claims(lab: Lab, sweep: Sweep) -> list[Claim]:
     worst = min((row["scaling"], name, n) for name, rows in sweep.items() for n, row in rows.items())
     claims.append(
         Claim(
-            "Scaling: speed-up over one core on n cores, least of all networks and n",
+            "Scaling of one image at a time: speed-up over one core on n cores, least of all networks and n",
             "goal of this project",
             f">= {anchors.GOAL_SCALING:.2f} n",
             f"{worst[0]:.2f} n ({TITLES[worst[1]]}, {worst[2]} cores)",
@@ -269,6 +278,7 @@ def _claims(lab: Lab, sweep: Sweep) -> list[Claim]:
             main=True,
         )
     )
+    claims += stream
     for name, rows in sweep.items():
         board = anchors.AMD[anchors.AMD_EQUAL_PEAK][1][name]
         fps = rows[top]["fps"]

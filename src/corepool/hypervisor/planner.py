@@ -238,6 +238,8 @@ def _division(settings: Settings, lease: Lease, cores: int, most: int) -> tuple[
         return now if sum(now) == cores and len(now) <= most else (cores,)
     if lease.promised and lease.sharing is Sharing.PRIVATE and not POLICIES[settings.policy].divides_promised:
         return (cores,)
+    if not any(each.cores for each in lease.replicas):  # nothing is programmed yet: any change is free
+        now = ()
     costs, per_bank = settings.costs, settings.cores_per_bank
     part_ns = costs.switch_ns(head.model, min(cores, per_bank))
     change = Change(part_ns, costs.transfer_ns(head.model.weight_bytes))
@@ -259,24 +261,23 @@ def _matched(lease: Lease, wanted: tuple[int, ...]) -> list[int]:
 
 
 def _place(book: Book, settings: Settings, leases: list[Lease], sizes: dict[str, list[int]]) -> list[Lease]:
-    """Make the replicas that are missing and choose everybody's cores. Returns the leases that changed."""
+    """Choose everybody's cores, and of these each replica's; make replicas that are missing. Returns the leases that
+    changed."""
+    ready = frozenset(i for i, core in enumerate(book.cores) if core.state is CoreState.FREE)
+    targets = {each.lease: sum(sizes[each.lease]) for each in leases}
+    cores = arrange(targets, {each.lease: each.own for each in leases}, book.usable, ready, settings.bank_of)
+    changed = []
     for lease in leases:
         for _ in sizes[lease.lease][len(lease.replicas) :]:
             book.another(lease)
-    replicas = [each for lease in leases for each in lease.replicas]
-    targets = {
-        each.name: size
-        for each, size in zip(replicas, (n for lease in leases for n in sizes[lease.lease]), strict=True)
-    }
-    own = {each.name: each.own for each in replicas}
-    ready = frozenset(i for i, core in enumerate(book.cores) if core.state is CoreState.FREE)
-    plan = arrange(targets, own, book.usable, ready, settings.bank_of)
-    changed = {}
-    for each in replicas:
-        if each.plan != plan[each.name]:
+        own = {each.name: each.own for each in lease.replicas}
+        counts = dict(zip(own, sizes[lease.lease], strict=True))
+        plan = arrange(counts, own, cores[lease.lease], ready, settings.bank_of)
+        if any(each.plan != plan[each.name] for each in lease.replicas):
+            changed.append(lease)
+        for each in lease.replicas:
             each.plan = plan[each.name]
-            changed[each.lease.lease] = each.lease
-    return list(changed.values())
+    return changed
 
 
 def breaks_promises(book: Book, settings: Settings, lease: Lease, job: Job) -> bool:

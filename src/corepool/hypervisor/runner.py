@@ -112,6 +112,10 @@ class Runner:
             self._take(event)
         return self.record
 
+    def add(self, event: ev.Event) -> None:
+        """One more event, not before the present: for a watcher that answers what it sees."""
+        self._later(event)
+
     def _take(self, event: ev.Event) -> None:
         """One event: to the hypervisor, and its actions to the back end."""
         record = self.record

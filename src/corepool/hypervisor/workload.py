@@ -22,8 +22,8 @@ class Source:
     """A tenant with one model and one lease, both of its own name, and how its jobs arrive.
 
     ``rate`` jobs a second on average, Poisson; with ``burst`` above 1 they come in bursts of that many on average
-    (geometric), at one time. ``deadline_ns`` is from submission on. ``maximum`` is its quota too. Raises ConfigError
-    for a rate or burst that cannot be.
+    (geometric), at one time. ``deadline_ns`` is from submission on. ``maximum`` is its quota too; ``replicas`` as in
+    RequestLease. Raises ConfigError for a rate or burst that cannot be.
     """
 
     tenant: str
@@ -36,6 +36,7 @@ class Source:
     priority: int = 0
     sharing: Sharing = Sharing.PRIVATE
     switching: Switching = Switching.TASK
+    replicas: int | None = None
 
     def __post_init__(self) -> None:
         if not self.rate > 0 or not self.burst >= 1:
@@ -43,14 +44,11 @@ class Source:
 
     def opening(self) -> list[Event]:
         """What makes the tenant, its model and its lease, at time 0."""
-        name = self.tenant
-        return [
-            AddTenant(0, name, self.maximum, self.priority),
-            LoadModel(0, name, self.model),
-            RequestLease(
-                0, name, name, self.minimum, self.maximum, self.model.window_bytes, self.sharing, self.switching
-            ),
-        ]
+        name, window = self.tenant, self.model.window_bytes
+        lease = RequestLease(
+            0, name, name, self.minimum, self.maximum, window, self.sharing, self.switching, replicas=self.replicas
+        )
+        return [AddTenant(0, name, self.maximum, self.priority), LoadModel(0, name, self.model), lease]
 
     def arrivals(self, random: Random) -> Iterator[int]:
         """Points in time, nanoseconds, without end."""
