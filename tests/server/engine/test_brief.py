@@ -3,13 +3,15 @@
 It must not know how the engine tells which are brief, only how long it was told that such may take.
 """
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
 import pytest
 
-from corepool.server.api import Inferred, InferRequest, LeaseRequest
+from corepool.server.api import Identity, Inferred, InferRequest, LeaseRequest, ModelInfo
+from corepool.server.dataplane import DataPlane
 from support.engine import World, who
 
 Make = Callable[..., World]
@@ -128,3 +130,37 @@ def test_inputs_that_are_refused_do_not_pass_for_brief_ones(home: Home) -> None:
     assert "NaN" in str(answer.exception(30))
     assert home.world.card.took_ns("ann/default", home.world.card.placed("ann/default").epoch) == before
     assert home.world.card.took_ns("ann/default", 10**9) is None, "of another epoch nothing is known"
+
+
+def test_the_data_plane_offers_its_event_loop(make: Make) -> None:
+    world = make(brief_s=LONG_S, linger_s=0.0)
+    world.load("ann")
+    home = Home(world)
+    plane = DataPlane(world.engine, Library())
+
+    async def requests() -> None:
+        plane.at_home(asyncio.get_running_loop())
+        for seeds in ((0,), (1,), (2, 3, 4, 5)):
+            asked = [plane.infer(who("ann"), InferRequest("net", world.net.image(seed))) for seed in seeds]
+            for seed, answer in zip(seeds, await asyncio.gather(*asked), strict=True):
+                assert world.net.right(answer, seed)
+        plane.at_home(None)
+        assert world.net.right(await plane.infer(who("ann"), InferRequest("net", world.net.image(6))), 6)
+
+    asyncio.run(requests())
+    here = [thread is threading.current_thread() for thread in home.ran]
+    assert here == [False, *[True] * 5, False]
+    assert not home.later, "the loop took its place"
+
+
+class Library:
+    """A catalogue without models."""
+
+    def index(self, who: Identity) -> list[ModelInfo]:
+        return []
+
+    async def load(self, who: Identity, name: str, parameters: dict) -> None:
+        raise NotImplementedError
+
+    async def unload(self, who: Identity, name: str) -> None:
+        raise NotImplementedError

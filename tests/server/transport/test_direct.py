@@ -1,10 +1,11 @@
 """How answers leave: a head in one piece with a small body, none that is lost, none that waits for nothing."""
 
+import asyncio
 from typing import Any
 
 import pytest
 
-from corepool.server.rest.direct import TOGETHER_BYTES, Outgoing
+from corepool.server.rest.direct import TOGETHER_BYTES, Cycle, Outgoing
 
 
 class Wire:
@@ -71,3 +72,47 @@ def test_what_else_is_asked_goes_to_the_connection(wire: Wire) -> None:
     out = outgoing(wire)
     out.close()
     assert (wire.sent, wire.closed) == ([], True)
+
+
+@pytest.mark.parametrize("keep_alive", [True, False])
+@pytest.mark.parametrize("paused", [True, False])
+def test_a_whole_answer_is_the_same_as_one_in_two_messages(keep_alive: bool, paused: bool) -> None:
+    class Flow:
+        write_paused = paused
+
+        async def drain(self) -> None:
+            self.write_paused = False
+
+    def answer(*messages: dict[str, Any]) -> tuple[bytes, bool, bool, int]:
+        wire, ended, event, always = Wire(), [], asyncio.Event(), [(b"date", b"today")]
+        cycle = Cycle(
+            {"method": "POST"}, outgoing(wire), Flow(), None, None, False, always, event, False, keep_alive,
+            lambda: ended.append(1),
+        )  # fmt: skip
+
+        async def send() -> None:
+            for message in messages:
+                await cycle.send(message)
+
+        asyncio.run(send())
+        assert event.is_set()
+        assert cycle.response_complete
+        return b"".join(wire.sent), len(wire.sent) == 1, wire.closed, len(ended)
+
+    begin = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"3"), (b"x-y", b"z")]}
+    whole = answer({**begin, "whole": b"abc"})
+    assert whole == answer(begin, {"type": "http.response.body", "body": b"abc"})
+    assert whole[0].startswith(b"HTTP/1.1 200 OK\r\ndate: today\r\ncontent-length: 3\r\n")
+    assert whole[0].endswith(b"\r\n\r\nabc")
+    assert (b"connection: close" in whole[0], whole[2]) == (not keep_alive, not keep_alive)
+
+
+def test_a_whole_answer_for_a_client_that_left_goes_nowhere() -> None:
+    class Flow:
+        write_paused = False
+
+    wire = Wire()
+    cycle = Cycle({"method": "POST"}, outgoing(wire), Flow(), None, None, False, [], None, False, True, None)
+    cycle.disconnected = True
+    asyncio.run(cycle.send({"type": "http.response.start", "status": 200, "headers": [], "whole": b"abc"}))
+    assert not wire.sent

@@ -202,7 +202,13 @@ class Pilot:
         touched = {arrow.lease for arrow in arrows}
         released: list[str] = []
         for action in actions:
-            match action:
+            match action:  # what each inference brings comes first
+                case ac.JobAccepted():
+                    pass
+                case ac.Start():
+                    self._start(action, self._hypervisor.book.leases[action.lease])
+                case ac.JobEnded():
+                    self._ended(action)
                 case ac.Clear():
                     mine = [a for a in arrows if a.epoch == action.epoch and a.name in ACTS and a.name != "program"]
                     work.append(self._task(self._clear, action, mine))
@@ -211,12 +217,8 @@ class Pilot:
                     work.append(self._task(self._program, action, mine))
                 case ac.DropWindow():
                     work.append(self._task(self._drop, action, self._hypervisor.book.epoch))
-                case ac.Start():
-                    self._start(action, self._hypervisor.book.leases[action.lease])
                 case ac.StopAfterLayer():
                     self.card.stop_after_layer(action.lease, action.epoch)
-                case ac.JobEnded():
-                    self._ended(action)
                 case ac.LeaseGranted() | ac.LeaseQueued():
                     touched.add(action.lease)
                 case ac.LeaseFaulted():

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 LEAST_BYTES = 64 << 10  # of which the rest of a body must be, to be worth it
 MOST_BYTES = 2 << 20  # of a body: room for the whole of it is set aside before anybody knows who sends it
@@ -59,7 +59,10 @@ class Outgoing:
 
 class Cycle(RequestResponseCycle):
     """A request and its answer; a body that came straight is handed on as it is, as a memoryview. ``left`` is called if
-    the client leaves before the answer is complete."""
+    the client leaves before the answer is complete.
+
+    The message that begins an answer may bring all of its body as ``whole``: then it is the only one. Its headers are
+    sound, and the length is one of them."""
 
     whole: memoryview | None = None
     left: Callable[[], None] | None = None
@@ -72,9 +75,33 @@ class Cycle(RequestResponseCycle):
         return message
 
     async def send(self, message: Any) -> None:
+        body = message.get("whole")
+        if body is not None and not self.flow.write_paused:
+            self._send_whole(message, body)
+            return
         if message["type"] == "http.response.start" and self.scope["method"] != "HEAD":  # else nothing follows
             self.transport.hold()  # type: ignore[attr-defined]
         await super().send(message)
+        if body is not None:
+            await super().send({"type": "http.response.body", "body": body})
+
+    def _send_whole(self, message: Any, body: bytes) -> None:
+        """As two calls of ``send``, but everything that was to be found out of the headers is known."""
+        if self.disconnected:
+            return
+        self.response_started = self.response_complete = True
+        self.waiting_for_100_continue = False
+        content = [STATUS_LINE[message["status"]]]
+        for name, value in (*self.default_headers, *message["headers"]):
+            content += (name, b": ", value, b"\r\n")
+        if not self.keep_alive:
+            content.append(b"connection: close\r\n")
+        content += (b"\r\n", body)
+        self.transport.write(b"".join(content))
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
 
 
 class Connection(Protocol):

@@ -23,6 +23,7 @@ from corepool.server.dataplane import DataPlane
 from corepool.server.rest import schemas
 from corepool.server.rest.codec import HEADER_LENGTH, load_json, read_request, write_response
 from corepool.server.rest.context import Guard, headers_of, role
+from corepool.server.rest.direct import TOGETHER_BYTES
 from corepool.server.rest.errors import error_response, schema
 from corepool.server.rest.gate import Application, Receive, Scope, Send, read_body, read_buffer, unpacked, until_gone
 from corepool.server.tensors import shown
@@ -260,6 +261,12 @@ class _Answer(Response):
         self.raw_headers = [(b"content-length", b"%d" % len(body)), _JSON if split is None else _BYTES]
         if split is not None:
             self.raw_headers.append((_HEADER_LENGTH, b"%d" % split))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if "cycle" not in scope or len(self.body) > TOGETHER_BYTES:
+            await super().__call__(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers, "whole": self.body})
 
 
 async def _unless_gone(work: Coroutine[Any, Any, Result], request: Request) -> Result:
