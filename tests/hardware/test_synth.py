@@ -19,7 +19,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
 
 from corepool.config import preset
-from corepool.errors import InputError, ToolError
+from corepool.errors import ConfigError, InputError, ToolError
 from corepool.hardware import areas, synth, synth_ecp5
 from corepool.hardware.emit import TOP, to_rtlil
 from corepool.hardware.memories import Memories, columns
@@ -135,6 +135,17 @@ def test_the_kept_bitstream_fits_and_is_of_this_hardware() -> None:
     assert cells["with wrapper"]["TRELLIS_FF"] - cells["pool"]["TRELLIS_FF"] == result["wrapper_ff"]
     assert result["fingerprint"] == replace(TINY, cores=2, banks=1).fingerprint()
     assert result["sources"] == synth.sources(), "make areas"
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind"),
+    [({"MULT18X18D": 157}, "157 MULT18X18D"), ({"CCU2C": 40_000}, "80,000 LUT4"), ({"DP16KD": 209}, "209 DP16KD")],
+)
+def test_what_does_not_fit_is_refused_before_it_is_placed(cells: dict[str, int], kind: str) -> None:
+    kept = areas.load(areas.ECP5)
+    synth_ecp5._require_room(TINY, kept["cells"]["with wrapper"], kept["fillers"])
+    with pytest.raises(ConfigError, match=f"tiny does not fit an ECP5-85K: it needs at least {kind}"):
+        synth_ecp5._require_room(TINY, cells, kept["fillers"])
 
 
 @pytest.mark.slow

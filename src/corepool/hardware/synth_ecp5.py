@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from corepool.config import HardwareConfig
-from corepool.errors import ToolError
+from corepool.errors import ConfigError, ToolError
 from corepool.hardware.core import Core
 from corepool.hardware.emit import CORE, TOP, to_rtlil
 from corepool.hardware.pins import Chip, Pins
@@ -42,6 +42,13 @@ _KINDS = {
     "DP16KD": "ram18k",
     "TRELLIS_RAMW": "ramw",
 }
+# How many the device has of what a pool runs out of first, and how many each of Yosys' cells takes.
+_AVAILABLE = {"LUT4": 83_640, "MULT18X18D": 156, "DP16KD": 208}
+_TAKES = {
+    "LUT4": {"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 6},
+    "MULT18X18D": {"MULT18X18D": 1},
+    "DP16KD": {"DP16KD": 1},
+}
 
 
 def place_and_route(
@@ -65,6 +72,7 @@ def place_and_route(
     netlist = folder / "corepool_pool.netlist.json"
     modules = _synthesise(Chip(pins, PINS), netlist, f"{config.name} on ECP5", tell)
     fillers = keep_rows_free(netlist)
+    _require_room(config, _flat(modules, PINS), fillers)
     report, text = folder / "report.json", folder / "corepool_pool.config"
     files = ["--json", netlist.name, "--textcfg", text.name, "--report", report.name]
     wishes = ["--seed", str(seed), "--freq", f"{megahertz:g}", "--timing-allow-fail", "--lpf-allow-unconstrained"]
@@ -135,6 +143,18 @@ def _synthesise(chip: Chip, netlist: Path, what: str, tell: Tell) -> dict[str, A
     script += ["flatten", "opt_clean", 'setparam -set GSR "ENABLED" t:TRELLIS_FF', "write_json netlist.json"]
     texts = to_rtlil(chip, CHIP, multiplier_bits=_MULTIPLIER_BITS)
     return stat_of(run(texts, script, what, tell, "modules.json", {"netlist.json": netlist}), PINS)
+
+
+def _require_room(config: HardwareConfig, cells: dict[str, int], fillers: int) -> None:
+    """Raises ConfigError for what does not fit: the placer would try for hours."""
+    for kind, takes in _TAKES.items():
+        need = sum(cells.get(cell, 0) * each for cell, each in takes.items())
+        room = _AVAILABLE[kind] - (fillers if kind == "LUT4" else 0)
+        if need > room:
+            raise ConfigError(
+                f"{config.name} does not fit an ECP5-85K: it needs at least {need:,} {kind}, and {room:,} can be used; "
+                "take fewer cores"
+            )
 
 
 def _flat(modules: dict[str, Any], name: str) -> dict[str, int]:
