@@ -279,7 +279,8 @@ int corepool_write(void *handle, uint32_t place, uint32_t value) {
         address_taken |= pool.HOST(awvalid) && pool.HOST(awready);
         data_taken |= pool.HOST(wvalid) && pool.HOST(wready);
         if (pool.HOST(bvalid) && pool.HOST(bready)) response = pool.HOST(bresp);
-        for (uint32_t *wait : {&address, &data, &answer}) *wait -= *wait != 0;
+        for (uint32_t *wait : {&address, &data}) *wait -= *wait != 0;
+        answer -= answer && pool.HOST(bvalid);
         tick(device);
         if (!device.broken.empty()) response = BROKEN;
     }
@@ -304,7 +305,8 @@ int corepool_read(void *handle, uint32_t place, uint32_t *value) {
             response = pool.HOST(rresp);
             *value = pool.HOST(rdata);
         }
-        for (uint32_t *wait : {&address, &answer}) *wait -= *wait != 0;
+        address -= address != 0;
+        answer -= answer && pool.HOST(rvalid);
         tick(device);
         if (!device.broken.empty()) response = BROKEN;
     }
