@@ -69,7 +69,7 @@ class Moves:
     def retire(self, replica: Replica) -> bool:
         """Forget a replica that is not needed any more and has nothing left, unless it is its lease's first."""
         lease = replica.lease
-        if replica is lease.first or replica.plan or replica.own or replica.phase is not Phase.IDLE:
+        if replica.plan or replica is lease.replicas[0] or replica.own or replica.phase is not Phase.IDLE:
             return False
         self.book.forget(replica)
         self.out.append(ac.DropWindow(replica.name))
@@ -93,8 +93,10 @@ class Moves:
         """Start the next job that these cores are programmed for, or program them. For each of the lease's replicas
         that are being programmed one job is left."""
         lease, queue = replica.lease, replica.lease.queue
-        others = 0 if lease.alone else sum(each.phase is Phase.PROGRAMMING for each in lease.replicas)
-        jobs = list(islice(queue, others + 1))
+        others = 0
+        if len(lease.replicas) > 1:
+            others = sum(each.phase is Phase.PROGRAMMING for each in lease.replicas)
+        jobs = list(islice(queue, others + 1)) if others else [queue[0]]
         if not replica.reserved:
             for job in jobs:
                 if job.model.name == replica.model and job.home in (None, replica.name):

@@ -73,7 +73,7 @@ def urgency(lease: Lease, priority: int, settings: Settings) -> int:
 def demand_of(book: Book, settings: Settings, lease: Lease, new: Job | None = None) -> Demand:
     """What a policy sees of a lease, with one more job if there is a ``new`` one."""
     head = lease.head or new
-    waiting = lease.waiting + (new is not None)
+    waiting, held = lease.waiting + (new is not None), lease.planned
     latency: tuple[int, ...] = head.model.latency_ns if head is not None else (1,) * settings.cores
     if not waiting and book.now < lease.lively_until:
         waiting = 1
@@ -81,8 +81,9 @@ def demand_of(book: Book, settings: Settings, lease: Lease, new: Job | None = No
         latency = latency if last is None else last.latency_ns
     switch = 0
     if head is not None:
-        switch = settings.costs.switch_ns(head.model, max(lease.planned, 1))
-        if any(lease.first.resident.get(bank) != head.model.name for bank in range(settings.banks)):
+        switch = settings.costs.switch_ns(head.model, max(held, 1))
+        there = list(lease.replicas[0].resident.values()).count(head.model.name)
+        if there < settings.banks:
             switch += settings.costs.transfer_ns(head.model.weight_bytes)  # it may come into a new bank
     priority = book.tenants[lease.tenant].priority
     if new is None or lease.waiting:
@@ -90,7 +91,7 @@ def demand_of(book: Book, settings: Settings, lease: Lease, new: Job | None = No
     else:
         first = new.submitted - priority * settings.ageing_ns
     asked = Demand(
-        lease.lease, lease.tenant, lease.minimum, lease.maximum, lease.planned, waiting,
+        lease.lease, lease.tenant, lease.minimum, lease.maximum, held, waiting,
         first, latency, switch, keeps=not settings.lend,
     )  # fmt: skip
     return _timed(book, settings, lease, asked, new) if settings.policy == "private-deadline" else asked
@@ -176,33 +177,33 @@ def replan(book: Book, settings: Settings) -> list[Lease]:
     targets |= {demand.lease: share for demand, share in zip(demands, shares, strict=True)}
     book.unserved = any(demand.waiting and not share for demand, share in zip(demands, shares, strict=True))
     sizes = _divided(book, settings, leases, targets)
-    if all(_stays(book, each, sizes[each.lease]) for each in leases):
-        return []
-    return _place(book, settings, leases, sizes)
+    for each in leases:
+        if not _stays(book, each, sizes[each.lease] if each.lease in sizes else [targets[each.lease]]):
+            return _place(book, settings, leases, targets, sizes)
+    return []
 
 
 def _stays(book: Book, lease: Lease, sizes: list[int]) -> bool:
     """True if every replica has as many cores as it shall have, and can keep them."""
-    replicas = lease.replicas
-    if len(sizes) != len(replicas):
+    if len(sizes) != len(lease.replicas):
         return False
-    for replica, size in zip(replicas, sizes, strict=True):
+    for replica, size in zip(lease.replicas, sizes, strict=True):
         if size != len(replica.plan) or not replica.plan <= book.usable:
             return False
     return True
 
 
 def _divided(book: Book, settings: Settings, leases: list[Lease], targets: dict[str, int]) -> dict[str, list[int]]:
-    """By lease, the sizes of its replicas; those beyond the replicas that there are have to be made.
+    """The sizes of the replicas of leases that have, or may have, several; those beyond the replicas that there are
+    have to be made.
 
     Each needs a window of its own. What the first lease in the queue asks for is left free for it.
     """
-    sizes = {}
+    sizes: dict[str, list[int]] = {}
     free: int | None = None
     for lease in leases:
         cores = targets[lease.lease]
-        if lease.alone and not divisible(settings, lease, cores):
-            sizes[lease.lease] = [cores]
+        if len(lease.replicas) == 1 and (lease.most < 2 or cores < 2 or not divisible(settings, lease, cores)):
             continue
         if free is None:
             free = _free_bytes(book, settings)
@@ -221,11 +222,14 @@ def _free_bytes(book: Book, settings: Settings) -> int:
 
 
 def divisible(settings: Settings, lease: Lease, cores: int) -> bool:
-    """True if a deep queue could be served better by several replicas on so many cores."""
-    if lease.most < 2 or cores < 2 or lease.waiting < 2:
-        return False
+    """True if a queue like this one, or a deeper one, could be served better by several replicas on so many cores."""
     head = lease.head
-    return head is not None and gains(head.model.latency_ns, cores, settings.cores_per_bank)
+    if head is None or len(lease.queue) + len(lease.running) < 2:
+        return False
+    table = head.model.latency_ns
+    if lease.judged[0] is not table or lease.judged[1] != cores:  # asked at almost every event, with the same answer
+        lease.judged = table, cores, gains(table, cores, settings.cores_per_bank)
+    return lease.judged[2]
 
 
 def _division(settings: Settings, lease: Lease, cores: int, most: int) -> tuple[int, ...]:
@@ -260,23 +264,27 @@ def _matched(lease: Lease, wanted: tuple[int, ...]) -> list[int]:
     return sizes + left
 
 
-def _place(book: Book, settings: Settings, leases: list[Lease], sizes: dict[str, list[int]]) -> list[Lease]:
+def _place(
+    book: Book, settings: Settings, leases: list[Lease], targets: dict[str, int], sizes: dict[str, list[int]]
+) -> list[Lease]:
     """Choose everybody's cores, and of these each replica's; make replicas that are missing. Returns the leases that
     changed."""
     ready = frozenset(i for i, core in enumerate(book.cores) if core.state is CoreState.FREE)
-    targets = {each.lease: sum(sizes[each.lease]) for each in leases}
     cores = arrange(targets, {each.lease: each.own for each in leases}, book.usable, ready, settings.bank_of)
     changed = []
     for lease in leases:
-        for _ in sizes[lease.lease][len(lease.replicas) :]:
-            book.another(lease)
-        own = {each.name: each.own for each in lease.replicas}
-        counts = dict(zip(own, sizes[lease.lease], strict=True))
-        plan = arrange(counts, own, cores[lease.lease], ready, settings.bank_of)
+        if lease.lease not in sizes:
+            plan = {lease.lease: cores[lease.lease]}
+        else:
+            for _ in sizes[lease.lease][len(lease.replicas) :]:
+                book.another(lease)
+            own = {each.name: each.own for each in lease.replicas}
+            counts = dict(zip(own, sizes[lease.lease], strict=True))
+            plan = arrange(counts, own, cores[lease.lease], ready, settings.bank_of)
         if any(each.plan != plan[each.name] for each in lease.replicas):
             changed.append(lease)
-        for each in lease.replicas:
-            each.plan = plan[each.name]
+            for each in lease.replicas:
+                each.plan = plan[each.name]
     return changed
 
 

@@ -143,6 +143,7 @@ class Lease:
     running: list[Job] = field(default_factory=list)
     backlog: dict[str, int] = field(default_factory=dict)
     promised: int = 0
+    judged: tuple[object, int, bool] = field(default=(None, 0, False), metadata=NOT_PLAIN)  # the planner's memory
 
     def __post_init__(self) -> None:
         self.replicas.append(Replica(self.lease, self))

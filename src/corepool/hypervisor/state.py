@@ -82,7 +82,7 @@ class Hypervisor:
         for lease in touched:
             for replica in list(lease.replicas):
                 moves.release_surplus(replica)
-                if replica is not lease.first and moves.retire(replica):
+                if moves.retire(replica):
                     self._replan = self._replan or bool(self.book.queue)  # its window may be what somebody waits for
         for lease in touched:
             if lease.admitted and not lease.faulted and not lease.releasing:
@@ -238,7 +238,10 @@ class Hypervisor:
 
     def _look_at_depth(self, lease: Lease, before: int) -> None:
         """Deal anew if another depth of a lease's queue may call for other replicas."""
-        if lease.most < 2 or self._watches_jobs or depth(lease.waiting) == depth(before):
+        waiting = lease.waiting
+        if lease.most < 2 or self._watches_jobs or waiting.bit_length() == before.bit_length():
+            return
+        if depth(waiting) == depth(before):
             return
         if not lease.alone or planner.divisible(self.settings, lease, lease.planned):
             self._replan = True
