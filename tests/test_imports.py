@@ -22,7 +22,8 @@ LAYERS = (
     ("server", "fleet"),
     ("hypervisor",),
     ("runtime",),
-    ("compiler", "device", "zoo"),
+    ("compiler", "zoo"),
+    ("device",),
     ("hardware",),
     ("numerics",),
     ("isa",),
@@ -66,6 +67,8 @@ BANS = (
     Ban("hypervisor", banned=("device",), allowed=("device.base",)),
     Ban("hardware", banned=("numerics", "device", "compiler")),
     Ban("compiler", banned=("compiler.static",), exempt=("compiler.static",)),
+    Ban("compiler", banned=("device",), exempt=("compiler.static.clock",)),  # tilings are judged by the device's clock
+    Ban("zoo", banned=("device",)),
 )
 
 STANDARD_LIBRARY_ONLY = ("isa", "config", "files", "errors")

@@ -14,6 +14,41 @@ from corepool.compiler.dynamic.rows import TAIL, IntArray, State, Tables
 from corepool.compiler.tables import IDLE
 
 NOWHERE = 1 << 30  # beyond any row or block
+CLOSE = 64  # the largest run is at most a 64th of a core's share longer than need be
+
+
+@hot
+def _fits(latency: IntArray, begin: int, end: int, cores: int, most: int) -> bool:
+    """Whether the packages can be cut into runs of at most ``most``, as long as each core takes what it can."""
+    used, spent = 1, 0
+    for i in range(begin, end):
+        spent += latency[i]
+        if spent > most:
+            spent = latency[i]
+            used += 1
+    return used <= cores
+
+
+@hot
+def _nearest(latency: IntArray, begin: int, end: int, cores: int, total: int, most: int, bounds: IntArray) -> int:
+    """Cut where the sum of latencies is nearest to each core's share; where ``most`` is not 0, only so that no run is
+    above it, if ``bounds`` says where each cut has to be at the earliest for that. Returns the largest run."""
+    position = begin
+    spent, largest = 0, 0  # of all packages before ``position``
+    bounds[0] = begin
+    for c in range(1, cores):
+        before = spent
+        earliest = bounds[c] if most else begin
+        # Take the package if its middle lies before total * c / cores, compared in integers.
+        while position < end and (position < earliest or (2 * spent + latency[position]) * cores <= 2 * total * c):
+            if most and spent + latency[position] - before > most:
+                break
+            spent += latency[position]
+            position += 1
+        bounds[c] = position
+        largest = max(largest, spent - before)
+    bounds[cores] = end
+    return max(largest, total - spent)
 
 
 @hot
@@ -21,25 +56,36 @@ def deal(latency: npt.NDArray[np.int64], begin: int, end: int, cores: int, bound
     """Cut packages ``begin .. end`` into one run for each core, balanced by predicted latency.
 
     ``latency`` [packages] in cycles; ``bounds`` [cores + 1] receives the cuts: core c gets ``bounds[c] .. bounds[c +
-    1]``. Runs keep what neighbours share. A cut falls where the sum of latencies is nearest to the core's share.
+    1]``. Runs keep what neighbours share. A cut falls where the sum of latencies is nearest to the core's share, unless
+    another place makes the largest run shorter.
     """
-    total = 0
+    total, longest = 0, 0
     for i in range(begin, end):
         total += latency[i]
-    position = begin
-    spent = 0
-    bounds[0] = begin
-    for c in range(1, cores):
-        # target = total * c / cores, compared in integers
-        while position < end:
-            # Take the package if its middle lies before the target.
-            if (2 * spent + latency[position]) * cores <= 2 * total * c:
-                spent += latency[position]
-                position += 1
-            else:
-                break
+        longest = max(longest, latency[i])
+    high = _nearest(latency, begin, end, cores, total, 0, bounds)
+    low = max(-(-total // cores), longest)  # no largest run is shorter
+    close = low // CLOSE
+    if high - low <= close:
+        return
+    nearest = high
+    while high - low > close:
+        middle = (low + high) // 2
+        if _fits(latency, begin, end, cores, middle):
+            high = middle
+        else:
+            low = middle + 1
+    if high == nearest:
+        return
+    # The earliest cuts: from the end, each core takes what it can.
+    position, spent = end, 0
+    for c in range(cores - 1, 0, -1):
+        spent = 0
+        while position > begin and spent + latency[position - 1] <= high:
+            position -= 1
+            spent += latency[position]
         bounds[c] = position
-    bounds[cores] = end
+    _nearest(latency, begin, end, cores, total, high, bounds)
 
 
 @hot

@@ -1,15 +1,20 @@
 """The latency table, and the choice of tilings over whole networks.
 
-It must not know the simulator. What a layer costs depends on its readers: results go to the banks of the cores that
-read
-them. So tilings are first chosen layer by layer, and then changed one at a time as long as the network gets faster.
+It must not know the simulator, whose clock it asks (``clock.py``). What a layer costs depends on its readers: results
+go to the banks of the cores that read them. So tilings are first chosen layer by layer, and then changed one at a time
+as long as the network gets faster.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from math import isqrt
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from corepool.compiler.dynamic import link
 from corepool.compiler.dynamic.compiled import hot
@@ -20,11 +25,13 @@ from corepool.compiler.dynamic.meet import plan_syncs
 from corepool.compiler.dynamic.prepare import tables_of
 from corepool.compiler.dynamic.rows import INSTRUCTION, Int32Array, IntArray, Place, Rows, State, Tables, Words
 from corepool.compiler.model import ModelPackage
+from corepool.compiler.static.clock import run_time
 from corepool.compiler.static.latency import CARRIED, COLUMNS, RINGS, decode, machine, stream_cycles
 from corepool.compiler.tables import IDLE, MAX_CORES
 from corepool.config import HardwareConfig
 
 LAYERS_PER_COST = 24  # see ``instruction_cost``
+THREADS = 2  # compiled code does not hold the interpreter
 FURTHEST_PRODUCER = 4  # layers before a layer that are priced with it
 ROUNDS = 2  # over all layers; later ones change little
 # Pairs of layers, on the whole card: that many tilings of each are tried with each other. All instructions of a network
@@ -32,6 +39,9 @@ ROUNDS = 2  # over all layers; later ones change little
 MOST_NEAR, FEWEST_NEAR = 32, 28
 PRICED = 20_000_000  # instructions that may be priced, a fifth of them: some seconds
 PAIR_ROUNDS = 3
+PAIRED = 2  # of the searches' results, the best
+Bools = npt.NDArray[np.bool_]
+NUMBERS = tuple(range(1, MAX_CORES + 1))
 IDLE_GAIN = 64  # idle cores must promise to save more than a 64th of the time: about what the model errs by
 
 
@@ -59,8 +69,17 @@ def instruction_cost(layers: int) -> int:
     return 1 + layers // LAYERS_PER_COST
 
 
-def choose(package: ModelPackage, config: HardwareConfig) -> Int32Array:
-    """The tiling of each layer for each number of cores, [layers, 16], starting from the package's own choice.
+def choose(
+    package: ModelPackage,
+    config: HardwareConfig,
+    worth: Bools,
+    plain: Bools,
+    parted: Int32Array,
+    counts: Sequence[int] = NUMBERS,
+) -> Int32Array:
+    """The tiling of each layer for each of these numbers of cores, [layers, 16], starting from the package's own
+    choice, and from each of ``parted`` [starts, layers, 16]. ``worth`` [tilings, 16]: which are worth trying;
+    ``plain`` [tilings]: which cut no map into bands. The device's own clock decides between what starts lead to.
 
     A few cores in a last bank take all that is written there through their few slots. So if not all banks are full, a
     layer may be left to the full ones, and the search also starts from what was chosen for these.
@@ -70,38 +89,90 @@ def choose(package: ModelPackage, config: HardwareConfig) -> Int32Array:
     tables = tables_of(package)._replace(choice=choice)
     most = sum(int(package.tiling_bound[row[0] : row[0] + row[1]].max()) for row in package.layers)
     size = most + MAX_CORES * (2 * len(package.layers) + 1)
-    m = np.append(machine(config), instruction_cost(len(package.layers)))
-    for cores in range(1, min(MAX_CORES, config.cores) + 1):
-        where = place_of(range(cores), config)
-        out = np.zeros(size, INSTRUCTION)
-        scratch = (
-            state_of(package, cores, config),
+    task = _Task(package, config, tables, first, producers, worth, plain, parted, size)
+    known = [n for n in counts if n <= config.cores]
+    full = [n for n in known if n % config.cores_per_bank == 0]
+    with ThreadPoolExecutor(THREADS) as pool:  # each number of cores has a column of its own
+        for part in (full, [n for n in known if n not in full]):
+            list(pool.map(task.choose, part))
+    return choice
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What the searches for all numbers of cores have in common; each changes its own column of the tables' choice."""
+
+    package: ModelPackage
+    config: HardwareConfig
+    tables: Tables
+    first: IntArray
+    producers: IntArray
+    worth: Bools
+    plain: Bools
+    parted: Int32Array
+    size: int  # instructions that a network can have under any choice
+
+    def choose(self, cores: int) -> None:
+        """The tilings for so many cores."""
+        package, config, column = self.package, self.config, self.tables.choice[:, cores - 1]
+        price = np.append(machine(config), instruction_cost(len(package.layers)))
+        pairs = min(isqrt(PRICED // int(package.stream_bound[cores - 1])), MOST_NEAR)
+        short = pairs >= FEWEST_NEAR  # streams: there is time to try everything
+        tried = np.ascontiguousarray(self.worth[:, cores - 1]) | short
+        scratch = self._scratch(cores)
+        common = (self.tables, place_of(range(cores), config), self.first, self.producers)
+        full = cores // config.cores_per_bank * config.cores_per_bank
+        idle = cores - full if full else 0
+        # What to start from, whether to leave it to the full banks, and what to try.
+        starts = [(column.copy(), idle, tried)]
+        if idle:
+            starts.append((self.tables.choice[:, full - 1] + idle * IDLE, idle, tried))
+        if (short and full) or cores > config.cores - config.cores_per_bank:
+            starts += [(own[:, cores - 1], 0, tried) for own in self.parted]
+        if short:
+            starts.append((column.copy(), idle, tried & self.plain))
+        found: list[tuple[int, int, Int32Array]] = []
+        for number, (start, leave, among) in enumerate(starts):
+            column[:] = start
+            _improve(*common, leave, price, ROUNDS, among, *scratch)
+            cycles = self._measure(cores, scratch) if len(starts) > 1 else 0
+            found.append((cycles, number, column.copy()))
+        if cores == config.cores and short:
+            near = np.zeros((2, 2, pairs), np.int64)
+            price[-1] = 0  # short streams: their instructions need not save anything
+            for _, number, start in sorted(found, key=lambda each: each[:2])[:PAIRED]:
+                column[:] = start
+                _improve(*common, idle, price, ROUNDS, tried, *scratch)
+                for _ in range(PAIR_ROUNDS):
+                    if not _improve_pairs(*common[:2], price, tried, *scratch, near):
+                        break
+                found.append((self._measure(cores, scratch), len(starts) + number, column.copy()))
+        column[:] = min(found, key=lambda each: each[:2])[2]
+
+    def _measure(self, cores: int, scratch: tuple[Any, ...]) -> int:
+        """Cycles of the network on the machine's own clock, as it is dealt."""
+        state, out, _, _, starts, places, ends = scratch[:7]
+        layers, where = len(self.package.layers), place_of(range(cores), self.config)
+        for layer in range(layers):
+            deal_layer(layer, self.tables.choice[layer, cores - 1], self.tables, where.bank_of, state)
+        plan_syncs(0, layers, self.tables.layers, self.tables.ifps, self.tables.consumers, state.dealt, state.holds)
+        emit_streams(0, layers, self.tables, where, state, out, places, ends, starts)
+        streams = [out[begin:end].view(np.uint8) for begin, end in zip(places, ends, strict=False)]
+        return run_time(streams, self.package.meta["window"]["streams_offset"], self.config)
+
+    def _scratch(self, cores: int) -> tuple[Any, ...]:
+        """Room to link and price the network in."""
+        out = np.zeros(self.size, INSTRUCTION)
+        return (
+            state_of(self.package, cores, self.config),
             out,
             out.view(np.uint64).reshape(-1, 4),
-            np.zeros((size, COLUMNS), np.int64),
-            np.zeros((cores, len(package.layers)), np.int32),
+            np.zeros((self.size, COLUMNS), np.int64),
+            np.zeros((cores, len(self.package.layers)), np.int32),
             np.zeros(cores + 1, np.int64),
             np.zeros(cores, np.int64),
             *_pricing(cores),
         )
-        full = cores // config.cores_per_bank * config.cores_per_bank
-        idle = cores - full if full else 0
-        cycles = _improve(tables, where, first, producers, idle, m, ROUNDS, *scratch)
-        if idle:
-            found = choice[:, cores - 1].copy()
-            choice[:, cores - 1] = choice[:, full - 1] + idle * IDLE
-            other = _improve(tables, where, first, producers, idle, m, ROUNDS, *scratch)
-            if other + other // IDLE_GAIN >= cycles:
-                choice[:, cores - 1] = found
-        most = min(isqrt(PRICED // int(package.stream_bound[cores - 1])), MOST_NEAR)
-        if cores == config.cores and most >= FEWEST_NEAR:
-            near = np.zeros((2, 2, most), np.int64)
-            free = np.append(machine(config), 0)  # short streams: their instructions need not save anything
-            _improve(tables, where, first, producers, idle, free, ROUNDS, *scratch)
-            for _ in range(PAIR_ROUNDS):
-                if not _improve_pairs(tables, where, free, *scratch, near):
-                    break
-    return choice
 
 
 def _producers(package: ModelPackage) -> tuple[IntArray, IntArray]:
@@ -130,7 +201,8 @@ def _cost(
 
 @hot
 def _improve(
-    t: Tables, where: Place, first: IntArray, producers: IntArray, idle: int, m: IntArray, rounds: int, state: State,
+    t: Tables, where: Place, first: IntArray, producers: IntArray, idle: int, m: IntArray, rounds: int, worth: Bools,
+    state: State,
     out: Rows, words: Words, fields: IntArray, starts: Int32Array, places: IntArray, ends: IntArray, prices: IntArray,
     rings: IntArray,
 ) -> int:  # fmt: skip
@@ -156,7 +228,9 @@ def _improve(
                 candidate = number
                 if number == count:
                     candidate = t.choice[layer, column - idle] + idle * IDLE
-                if candidate == t.choice[layer, column]:
+                if candidate == t.choice[layer, column] or not (
+                    number == count or worth[layers[layer].first_tiling + number]
+                ):
                     continue
                 deal_layer(layer, candidate, t, bank_of, state)
                 total = _cost(begin, end, t, where, m, state, out, words, fields, starts, places, ends, prices, rings)
@@ -179,7 +253,8 @@ def _improve(
 
 @hot
 def _nearest(
-    one: int, begin: int, end: int, t: Tables, where: Place, m: IntArray, state: State, out: Rows, words: Words,
+    one: int, begin: int, end: int, t: Tables, where: Place, m: IntArray, worth: Bools, state: State, out: Rows,
+    words: Words,
     fields: IntArray, starts: Int32Array, places: IntArray, ends: IntArray, prices: IntArray, rings: IntArray,
     near: IntArray,
 ) -> int:  # fmt: skip
@@ -188,7 +263,7 @@ def _nearest(
     column, most = len(where.bank_of) - 1, near.shape[1]
     count = 0
     for candidate in range(t.layers[one].tilings):
-        if candidate == t.choice[one, column]:
+        if candidate == t.choice[one, column] or not worth[t.layers[one].first_tiling + candidate]:
             continue
         deal_layer(one, candidate, t, where.bank_of, state)
         cost = _cost(begin, end, t, where, m, state, out, words, fields, starts, places, ends, prices, rings)
@@ -207,8 +282,8 @@ def _nearest(
 
 @hot
 def _improve_pairs(
-    t: Tables, where: Place, m: IntArray, state: State, out: Rows, words: Words, fields: IntArray, starts: Int32Array,
-    places: IntArray, ends: IntArray, prices: IntArray, rings: IntArray, near: IntArray,
+    t: Tables, where: Place, m: IntArray, worth: Bools, state: State, out: Rows, words: Words, fields: IntArray,
+    starts: Int32Array, places: IntArray, ends: IntArray, prices: IntArray, rings: IntArray, near: IntArray,
 ) -> int:  # fmt: skip
     """Try to change two layers that follow each other at once: how one is cut decides which banks the other's result
     goes to, so neither may be worth changing alone. ``near`` [2, 2, most] is scratch; most: tilings tried of each.
@@ -224,11 +299,12 @@ def _improve_pairs(
         lowest = _cost(begin, end, t, where, m, state, out, words, fields, starts, places, ends, prices, rings)
         counts = (
             _nearest(
-                before, begin, end, t, where, m, state, out, words, fields, starts, places, ends, prices, rings,
+                before, begin, end, t, where, m, worth, state, out, words, fields, starts, places, ends, prices, rings,
                 near[0],
             ),
             _nearest(
-                layer, begin, end, t, where, m, state, out, words, fields, starts, places, ends, prices, rings, near[1]
+                layer, begin, end, t, where, m, worth, state, out, words, fields, starts, places, ends, prices, rings,
+                near[1],
             ),
         )  # fmt: skip
         best = own

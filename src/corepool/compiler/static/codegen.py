@@ -16,7 +16,7 @@ import numpy.typing as npt
 from corepool.compiler.static.encode import Instructions, encode_many
 from corepool.compiler.static.lower import Operation, Piece
 from corepool.compiler.static.memory import Constants
-from corepool.compiler.static.search import ORDERS, package_latency, tile_costs
+from corepool.compiler.static.search import ORDERS, conv_shapes, package_latency, tile_costs
 from corepool.compiler.static.tiling import Tiling, chip_stride, geometry, machine, row_skip
 from corepool.compiler.tables import IFP_COLUMNS, STEP_COLUMNS
 from corepool.config import HardwareConfig
@@ -73,6 +73,10 @@ def _tiles(tiling: Tiling) -> _Tiles:
     order = ["hwc".index(direction) for direction in ORDERS[tiling.order]]
     places = [a.reshape(-1) for a in np.indices([sizes[direction] for direction in order])]
     row, col, channel = (places[order.index(direction)] for direction in range(3))
+    if tiling.bands > 1:
+        band = sizes[0] * sizes[1] // tiling.bands
+        first, channel, place = (a.reshape(-1) for a in np.indices([tiling.bands, sizes[2], band]))
+        row, col = np.divmod(first * band + place, sizes[1])
     rows, cols, blocks = (np.array(cuts, np.int64) for cuts in (tiling.rows, tiling.cols, tiling.blocks))
     return _Tiles(
         rows[row], rows[row + 1], cols[col], cols[col + 1], blocks[channel], blocks[channel + 1],
@@ -80,10 +84,13 @@ def _tiles(tiling: Tiling) -> _Tiles:
     )  # fmt: skip
 
 
-def generate(operation: Operation, tiling: Tiling, shape: Shape, where: Addresses, config: HardwareConfig) -> Code:
-    """The packages of an operation under a tiling, in the order in which they are dealt."""
+def generate(
+    operation: Operation, tiling: Tiling, shapes: tuple[Shape, ...], where: Addresses, config: HardwareConfig
+) -> Code:
+    """The packages of an operation under a tiling, in the order in which they are dealt. ``shapes``: the arrangements
+    of pixels that tiles may choose among."""
     kind = _Accumulating if operation.accumulates else _Plain
-    return kind(operation, tiling, where, config).code(shape)
+    return kind(operation, tiling, where, config).code(shapes)
 
 
 class _Generator:
@@ -203,7 +210,12 @@ class _Generator:
         return loads
 
     def compute(
-        self, shape: Shape, window: dict[str, IntArray], ky: tuple[int, int], kx: tuple[int, int], **more: npt.ArrayLike
+        self,
+        shape: npt.ArrayLike,
+        window: dict[str, IntArray],
+        ky: tuple[int, int],
+        kx: tuple[int, int],
+        **more: npt.ArrayLike,
     ) -> Instructions:
         op, t = self.op, self.tiles
         stride = chip_stride(op)
@@ -235,7 +247,7 @@ class _Generator:
                 values["zero_point"] = 0
         if op.opcode is Opcode.CONV:
             values |= {
-                "shape": int(shape),
+                "shape": shape,
                 "residual": int(op.operand is not None),
                 "lut_after_add": int(op.lut_after_add),
             }
@@ -288,7 +300,7 @@ class _Generator:
 class _Plain(_Generator):
     """Packages of one step: a tile's loads, one compute instruction, one save."""
 
-    def code(self, shape: Shape) -> Code:
+    def code(self, shapes: tuple[Shape, ...]) -> Code:
         op, t = self.op, self.tiles
         in_block, in_end = self._input_blocks()
         t.extra["in_block"], t.extra["in_block_end"] = in_block, in_end
@@ -307,7 +319,7 @@ class _Plain(_Generator):
             *constants,
             self.load_features(window, in_block, in_end - in_block),
             *([self.load_operand()] if op.operand is not None else []),
-            self.compute(shape, window, *kernel, **more),
+            self.compute(self._shapes(shapes), window, *kernel, **more),
             self.save(),
         ]
         instructions = np.stack(columns, axis=1).reshape(-1, 4)
@@ -327,7 +339,7 @@ class _Plain(_Generator):
             "tables": np.full(t.count, int(op.lut is not None)),
         }
         table = np.stack([steps[name] for name in STEP_COLUMNS], axis=1).astype(np.int32)
-        return Code(instructions, table, self.packages(1, self._latency(shape)))
+        return Code(instructions, table, self.packages(1, self._latency(shapes)))
 
     def _input_blocks(self) -> tuple[IntArray, IntArray]:
         if self.op.depthwise:
@@ -337,8 +349,15 @@ class _Plain(_Generator):
         inp = np.array([s.inp for s in self.op.segments], np.int64)[index]
         return inp[:, 0], inp[:, 1]
 
-    def _latency(self, shape: Shape) -> IntArray:
-        numbers = geometry(self.op, self.config, shape).tobytes()
+    def _shapes(self, shapes: tuple[Shape, ...]) -> IntArray:
+        """The arrangement of pixels that is best for each tile."""
+        t = self.tiles
+        numbers = geometry(self.op, self.config, shapes)
+        chosen: IntArray = conv_shapes(numbers, machine(self.config), t.y_end - t.y, t.x_end - t.x)
+        return chosen
+
+    def _latency(self, shapes: tuple[Shape, ...]) -> IntArray:
+        numbers = geometry(self.op, self.config, shapes).tobytes()
         weight_lines = self.op.words * self.config.weight_word_bytes // self.config.ddr.line_bytes
         return _package_latencies(numbers, weight_lines, self.op.depthwise, self.tiling, self.config)
 
@@ -364,7 +383,7 @@ class _Accumulating(_Generator):
     """Packages of one output group whose products come in several pieces, each with its own loads and compute
     instruction."""
 
-    def code(self, shape: Shape) -> Code:
+    def code(self, shapes: tuple[Shape, ...]) -> Code:
         op, t = self.op, self.tiles
         t.extra["in_block"], t.extra["in_block_end"] = np.zeros_like(t.b), np.full_like(t.b, op.in_size[0])
         columns: list[Instructions] = []
@@ -373,7 +392,7 @@ class _Accumulating(_Generator):
         work = np.zeros(t.count, np.int64)
         for number, piece in enumerate(op.pieces):
             last = number == len(op.pieces) - 1
-            group, lines, cycles = self._piece(piece, number == 0, last, word, shape)
+            group, lines, cycles = self._piece(piece, number == 0, last, word)
             word += _piece_words(piece)
             counts = [len(group["weight_loads"]), 1, int(last and op.operand is not None), 1, int(last)]
             steps["weight_words"].append(np.full(t.count, 0 if op.weights is None else _piece_words(piece)))
@@ -400,7 +419,7 @@ class _Accumulating(_Generator):
         return -(-self.op.in_size[2] // self.config.feature_banks) <= self.config.feature_lines // 2
 
     def _piece(
-        self, piece: Piece, first: bool, last: bool, word: int, shape: Shape
+        self, piece: Piece, first: bool, last: bool, word: int
     ) -> tuple[dict[str, list[Instructions]], int, int]:
         """Instructions of one piece by kind, the lines that it loads and the cycles that it computes."""
         op, t, config = self.op, self.tiles, self.config
@@ -429,7 +448,7 @@ class _Accumulating(_Generator):
             more |= {"in_blocks": blocks, "residual": int(last and op.operand is not None)}
         if not last:
             more |= {"lut": 0, "lut_after_add": 0} if op.opcode is Opcode.CONV else {"lut": 0}
-        group["computes"] = [self.compute(shape, window, piece.ky, piece.kx, **more)]
+        group["computes"] = [self.compute(int(Shape.ROW), window, piece.ky, piece.kx, **more)]
         group["saves"] = [self.save()] if last else []
         lines = words * config.weight_word_bytes // config.ddr.line_bytes
         return group, lines, words + config.pixels + config.compute_latency

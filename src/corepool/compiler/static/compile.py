@@ -21,7 +21,8 @@ from corepool.compiler.static.graph import Graph, Port
 from corepool.compiler.static.lower import Operation, lower, normalise
 from corepool.compiler.static.memory import align, place_constants, place_maps
 from corepool.compiler.static.order import in_order
-from corepool.compiler.static.tiling import MAX_CORES, Options, Tiling, best_shape, tilings
+from corepool.compiler.static.search import BANDS
+from corepool.compiler.static.tiling import MAX_CORES, Options, Tiling, best_shape, shapes_of, tilings
 from corepool.compiler.tables import IDLE
 from corepool.config import HardwareConfig
 from corepool.errors import ModelError
@@ -74,19 +75,29 @@ def compile_graph(
     operations = lower(graph, config, options.flatten)
     weights, constants = place_constants(operations)
     maps, end = place_maps(graph, operations, align(len(weights)), config)
-    layers = []
+    layers: list[_Layer] = []
+    worth: list[npt.NDArray[np.bool_]] = []
+    plain: list[bool] = []
+    parted: list[list[list[int]]] = [[] for _ in BANDS]
     for number, operation in enumerate(operations):
         tell(operation.name, 0.05 + 0.85 * number / len(operations))
         where = _addresses(graph, operation, maps, config)
         where.constants = constants[number]
-        shape = best_shape(operation, config, options)
-        kept, choice = tilings(operation, config, shape, cuts=options.cuts, cost=instruction_cost(len(operations)))
-        code = [codegen.generate(operation, tiling, shape, where, config) for tiling in kept]
-        layers.append(_Layer(operation, shape, kept, choice, code))
+        shapes = shapes_of(operation, options)
+        shape = best_shape(operation, config, shapes)
+        found = tilings(
+            operation, config, shapes, cuts=options.cuts, cost=instruction_cost(len(operations)), layers=len(operations)
+        )
+        code = [codegen.generate(operation, tiling, shapes, where, config) for tiling in found.tilings]
+        worth.append(found.worth)
+        plain += [tiling.bands == 1 for tiling in found.tilings]
+        for starts, own in zip(parted, found.parted or [found.choice] * len(parted), strict=True):
+            starts.append(own)
+        layers.append(_Layer(operation, shape, found.tilings, found.choice, code))
     tell("package", 0.9)
     package = _package(graph, layers, weights, maps, align(end, 4096), config)
     if options.whole_network:
-        _prune(layers, choose(package, config))
+        _prune(layers, choose(package, config, np.concatenate(worth), np.array(plain), np.array(parted, np.int32)))
     else:
         _prune(layers, package.choice)
     package = _package(graph, layers, weights, maps, align(end, 4096), config)

@@ -222,7 +222,11 @@ def _as_dense(operation: Operation, layer: Conv, config: HardwareConfig) -> Oper
     operation.in_size, operation.kernel, operation.stride = (1, 1, length), (1, length), (1, 1)
     operation.flat = operation.dense = True
     packed = _pack_dense(layer.weight, (Piece((0, height), (0, width), (0, blocks)),), config, block_first=True)
-    step = min(config.weight_words // 2, 4088) // (2 * config.pixels) * (2 * config.pixels)
+    # Pieces of about equal size: a short one would be loaded before the memory of the one before it is free again.
+    line = config.feature_banks
+    most = min(config.weight_words // 2, 4088) // line
+    count = -(-length // (most * line))
+    step = -(-length // (count * line)) * line
     operation.pieces = tuple(Piece((0, 1), (a, min(a + step, length)), (0, 1)) for a in range(0, length, step))
     operation.segments = (Segment((0, operation.out_size[0]), (0, 1)),)
     operation.weights, operation.words = packed, length

@@ -15,43 +15,25 @@ from corepool.jit import njit
 
 IntArray = npt.NDArray[np.int64]
 
-# Places in the geometry array of a layer.
+# Places in the geometry array of a layer. ``unit_h``, ``unit_w``: tiles are cut at multiples of these; ``rest``: are
+# rows behind the last whole unit always cut off? The last five: cycles of a step of the array for each arrangement of
+# pixels (0: not allowed), and the size of a square.
 GEOMETRY = (
     "in_blocks", "in_h", "in_w", "out_blocks", "out_h", "out_w", "kernel_h", "kernel_w", "stride_y", "stride_x",
-    "dilation_y", "dilation_x",
-    "pad_top", "pad_left", "unit_h", "unit_w", "steps", "words", "has_parameters", "has_operand", "depthwise",
-    "elementwise", "row_skip", "segments",
+    "dilation_y", "dilation_x", "pad_top", "pad_left", "unit_h", "unit_w", "rest", "words", "has_parameters",
+    "has_operand", "depthwise", "elementwise", "row_skip", "segments", "row_steps", "square_steps", "column_steps",
+    "square_h", "square_w",
 )  # fmt: skip
 (
-    IB,
-    IH,
-    IW,
-    OB,
-    OH,
-    OW,
-    KH,
-    KW,
-    SY,
-    SX,
-    DY,
-    DX,
-    PT,
-    PL,
-    UH,
-    UW,
-    STEPS,
-    WORDS,
-    PARAMS,
-    OPERAND,
-    DEPTH,
-    ELEMENT,
-    SKIP,
-    SEGMENTS,
-) = range(24)
+    IB, IH, IW, OB, OH, OW, KH, KW, SY, SX, DY, DX, PT, PL, UH, UW, REST, WORDS, PARAMS, OPERAND, DEPTH, ELEMENT, SKIP,
+    SEGMENTS, ROW_STEPS, SQUARE_STEPS, COLUMN_STEPS, SQH, SQW,
+) = range(29)  # fmt: skip
 
 # The directions of a grid, outermost first; in some orders the weights stay on chip from tile to tile.
 ORDERS = ("hwc", "chw", "whc", "wch", "hcw")
 WEIGHTS_STAY = (1, 3, 4)
+# In order 1 the places may be dealt out in bands, one after the other, each in this order.
+BANDS = (2, 4)
 
 # Places in the machine array.
 MACHINE = (
@@ -74,6 +56,31 @@ def _input_span(first: int, count: int, stride: int, dilation: int, kernel: int,
     low = first * stride - pad
     high = (first + count - 1) * stride - pad + (kernel - 1) * dilation + 1
     return max(1, min(high, size) - max(low, 0))
+
+
+@njit(cache=True, nogil=True)
+def conv_cycles(g: IntArray, m: IntArray, h: int, w: int) -> tuple[int, int]:
+    """Cycles of a convolution for ``h`` x ``w`` pixels of an output block under the best arrangement of pixels, and its
+    number (0: row, 1: square, 2: column)."""
+    best, shape = h * -(-w // m[P]) * max(g[ROW_STEPS], m[P]), 0
+    if g[SQUARE_STEPS]:
+        cycles = -(-h // g[SQH]) * -(-w // g[SQW]) * max(g[SQUARE_STEPS], m[P])
+        if cycles < best:
+            best, shape = cycles, 1
+    if g[COLUMN_STEPS]:
+        cycles = -(-h // m[P]) * w * max(g[COLUMN_STEPS], m[P])
+        if cycles < best:
+            best, shape = cycles, 2
+    return best, shape
+
+
+@njit(cache=True, nogil=True)
+def conv_shapes(g: IntArray, m: IntArray, h: IntArray, w: IntArray) -> IntArray:
+    """The best arrangement of pixels for each tile of a convolution [t]."""
+    shapes = np.empty(len(h), np.int64)
+    for i in range(len(h)):
+        shapes[i] = conv_cycles(g, m, h[i], w[i])[1]
+    return shapes
 
 
 @njit(cache=True, nogil=True)
@@ -105,7 +112,7 @@ def tile_costs(g: IntArray, m: IntArray, y: int, h: int, x: int, w: int, b: int)
         span = (min(m[P], w) - 1) * g[SX] + (g[KW] - 1) * g[DX] + 1
         compute = b * h * -(-w // m[P]) * max(g[KH] * -(-span // m[FB]), m[P])
     else:
-        compute = b * -(-h // g[UH]) * -(-w // g[UW]) * max(g[STEPS], m[P])
+        compute = b * conv_cycles(g, m, h, w)[0]
     return features, operands, compute + m[P] + m[LAT], results, words
 
 
@@ -130,24 +137,35 @@ def _steps(order: int, gh: int, gw: int, gb: int) -> tuple[int, int, int]:
 
 
 @njit(cache=True, nogil=True)
-def price(g: IntArray, m: IntArray, gh: int, gw: int, gb: int, order: int, unit: int, out: IntArray) -> int:
+def row_cut(g: IntArray, gh: int, iy: int) -> int:
+    """Where the ``iy``-th of ``gh`` row parts begins; ``gh`` -> the end."""
+    if iy == gh:
+        return g[OH]
+    if g[REST]:
+        return iy * (g[OH] // g[UH]) // (gh - 1) * g[UH]
+    return iy * -(-g[OH] // g[UH]) // gh * g[UH]
+
+
+@njit(cache=True, nogil=True)
+def price(g: IntArray, m: IntArray, gh: int, gw: int, gb: int, order: int, bands: int, unit: int, out: IntArray) -> int:
     """Predicted cycles of the layer on 1 .. len(out) cores under a grid of gh x gw x gb tiles, into ``out``; returns
     the number of tiles.
 
-    ``order`` is one of ``ORDERS``; ``unit`` tiles that follow each other are dealt together. -1 if a tile does not fit
-    the machine's memories.
+    ``order`` is one of ``ORDERS``, with order 1 the places in so many ``bands``; ``unit`` tiles that follow each other
+    are dealt together. -1 if a tile does not fit the machine's memories.
     """
     step_y, step_x, step_b = _steps(order, gh, gw, gb)
     weights_outer = order in WEIGHTS_STAY
-    units_h, units_w = -(-g[OH] // g[UH]), -(-g[OW] // g[UW])
+    units_w = -(-g[OW] // g[UW])
     count = gh * gw * gb
+    band = gh * gw // bands
     features, operands = np.empty(count, np.int64), np.empty(count, np.int64)
     compute, results = np.empty(count, np.int64), np.empty(count, np.int64)
     pushed, weights, latency = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.int64)
     spatial, channel = np.empty(count, np.int64), np.empty(count, np.int64)
     for iy in range(gh):
-        y = iy * units_h // gh * g[UH]
-        h = min((iy + 1) * units_h // gh * g[UH], g[OH]) - y
+        y = row_cut(g, gh, iy)
+        h = row_cut(g, gh, iy + 1) - y
         for ix in range(gw):
             x = ix * units_w // gw * g[UW]
             w = min((ix + 1) * units_w // gw * g[UW], g[OW]) - x
@@ -164,6 +182,8 @@ def price(g: IntArray, m: IntArray, gh: int, gw: int, gb: int, order: int, unit:
                     return -1
                 place = iy * gw + ix
                 index = iy * step_y + ix * step_x + ib * step_b
+                if bands > 1:
+                    index = (place // band * gb + ib) * band + place % band
                 features[index], operands[index], compute[index], results[index], pushed[index] = f, o, c, r, p
                 weights[index] = b * g[WORDS] * m[WWB] // m[LINE] + (b + 1 if g[PARAMS] else 0)
                 spatial[index], channel[index] = place, ib
@@ -180,27 +200,15 @@ def price(g: IntArray, m: IntArray, gh: int, gw: int, gb: int, order: int, unit:
         deal(dealt, 0, count // unit, n, bounds)
         bounds[: n + 1] *= unit
         banks = -(-n // m[CPB])
-        copies16 = 16 + (banks - 1) * 8  # results go to half of the other banks
+        # Results go to half of the other banks; of bands only those that read them, which is about one.
+        copies16 = 16 + (banks - 1) * 8 // bands
         worst = 0
         for core in range(n):
-            worst = max(
-                worst,
-                _run(
-                    g,
-                    m,
-                    bounds[core],
-                    bounds[core + 1],
-                    copies16,
-                    features,
-                    operands,
-                    compute,
-                    results,
-                    pushed,
-                    weights,
-                    spatial,
-                    channel,
-                ),
-            )
+            cycles = _run(
+                g, m, bounds[core], bounds[core + 1], copies16, features, operands, compute, results, pushed, weights,
+                spatial, channel,
+            )  # fmt: skip
+            worst = max(worst, cycles)
         out[n - 1] = worst + m[SYNC]
     return count
 
@@ -240,26 +248,38 @@ def search(
     g: IntArray, m: IntArray, heights: IntArray, widths: IntArray, blocks: IntArray, orders: IntArray, whole: bool,
     limit: int, cores: int,
 ) -> tuple[IntArray, IntArray]:  # fmt: skip
-    """Grids [k, 4] (height, width, channel parts, order) that fit and have at most ``limit`` tiles, and their prices
-    [k, cores]. ``whole``: only the outermost direction of each of ``orders`` is dealt out, its parts stay whole.
+    """Grids [k, 8] (height, width, channel parts, order, bands, and ``unit_h``, ``unit_w``, ``rest`` of the geometry)
+    that fit and have at most ``limit`` tiles, and their prices [k, cores]. ``whole``: only the outermost direction of
+    each of ``orders`` is dealt out, its parts stay whole.
     """
-    most = len(heights) * len(widths) * len(blocks) * len(orders)
-    grids, prices = np.empty((most, 4), np.int64), np.empty((most, cores), np.int64)
+    most = len(heights) * len(widths) * len(blocks) * (len(orders) + len(BANDS))
+    grids, prices = np.empty((most, 8), np.int64), np.empty((most, cores), np.int64)
     count = 0
     for gh in heights:
+        if g[REST] and (gh < 2 or gh - 1 > g[OH] // g[UH]):
+            continue
         for gw in widths:
             for gb in blocks:
                 if gh * gw * gb > limit:
                     continue
-                for order in orders:
-                    unit = 1
+                for choice in range(len(orders) + len(BANDS)):
+                    unit, bands, order = 1, 1, 1
+                    if choice < len(orders):
+                        order = orders[choice]
+                    elif whole:
+                        continue
+                    else:
+                        bands = BANDS[choice - len(orders)]
+                        if gh * gw % bands or gh * gw == bands or (gh > 1 and gh % bands):
+                            continue
                     if whole:
                         step_y, step_x, step_b = _steps(order, gh, gw, gb)
                         unit = step_b if order == 1 else step_x if order in (2, 3) else step_y
                     elif order in WEIGHTS_STAY and (gh * gw == 1 or gb == 1 or g[DEPTH]):
                         continue  # no tile shares its weights with the one before
-                    if price(g, m, gh, gw, gb, order, unit, prices[count]) < 0:
+                    if price(g, m, gh, gw, gb, order, bands, unit, prices[count]) < 0:
                         break
                     grids[count, 0], grids[count, 1], grids[count, 2], grids[count, 3] = gh, gw, gb, order
+                    grids[count, 4], grids[count, 5], grids[count, 6], grids[count, 7] = bands, g[UH], g[UW], g[REST]
                     count += 1
     return grids[:count], prices[:count]

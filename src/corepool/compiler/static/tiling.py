@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,9 @@ from corepool.isa.table import Opcode, Shape
 
 MAX_CORES = 16
 MAX_TILES = 320  # of one layer: 20 for each of 16 cores
-WORTH_TRYING = 1.2  # a tiling may cost so much more than the best alone, and still be the best in its place
+# A tiling may cost so much more than the best alone, and still be the best in its place: a fifth, or less in networks
+# with more layers than these, so that trying all takes about as long.
+WORTH_TRYING, FEW_LAYERS = 0.2, 30
 TILE_COST = 4  # cycles that a tile must save for each cycle that an instruction must
 
 
@@ -33,12 +36,22 @@ class Options:
     cuts: tuple[str, ...] = ()  # deal only whole parts in one of these directions: width, height, channel; () is free
 
 
+class Cut(NamedTuple):
+    """Rows and columns at multiples of which maps are cut, and whether the rows behind the last whole unit are always
+    cut off: they may need another arrangement of pixels."""
+
+    rows: int
+    cols: int
+    rest: bool = False
+
+
 @dataclass(frozen=True)
 class Tiling:
     """Cuts of the output map (rows, columns, blocks; first is 0, last the size) and the order of tiles.
 
     ``order`` (see ``search.ORDERS``): 1: all tiles of one block range follow each other (their weights stay), 0: all of
-    one place (its input stays). ``unit`` tiles are to be dealt together; above 1 in studies only.
+    one place (its input stays). ``bands``: in order 1 the places stand in so many equal bands, one behind the other.
+    ``unit`` tiles are to be dealt together; above 1 in studies only.
     """
 
     rows: tuple[int, ...]
@@ -46,6 +59,7 @@ class Tiling:
     blocks: tuple[int, ...]
     order: int = 0
     unit: int = 1
+    bands: int = 1
 
     @property
     def count(self) -> int:
@@ -56,7 +70,19 @@ class Tiling:
         return (
             grid
             + ("", " weights first", " by width", " by width, weights first", " by height, weights first")[self.order]
+            + (f" in {self.bands} bands" if self.bands > 1 else "")
         )
+
+
+class Found(NamedTuple):
+    """Tilings worth compiling, for 1, 2, ... cores the number of the cheapest, which are worth trying in its place
+    [tilings, cores], and for each of ``search.BANDS`` the cheapest of those that cut maps into so many bands, if that
+    is worth trying: beside neighbours that do the same it may be best."""
+
+    tilings: list[Tiling]
+    choice: list[int]
+    worth: npt.NDArray[np.bool_]
+    parted: list[list[int]] | None = None
 
 
 def shape_size(shape: Shape, pixels: int) -> tuple[int, int]:
@@ -81,10 +107,8 @@ def conflict(shape: Shape, pixels: int, stride: tuple[int, int]) -> int:
     return max(hits)
 
 
-def best_shape(operation: Operation, config: HardwareConfig, options: Options = Options()) -> Shape:
+def best_shape(operation: Operation, config: HardwareConfig, shapes: tuple[Shape, ...]) -> Shape:
     """The arrangement of pixels that needs the fewest cycles for the whole map; rows if it does not matter."""
-    if operation.opcode is not Opcode.CONV or not options.pixel_shapes or operation.accumulates:
-        return Shape.ROW
     _, height, width = operation.out_size
 
     def cost(shape: Shape) -> tuple[int, int]:
@@ -92,7 +116,12 @@ def best_shape(operation: Operation, config: HardwareConfig, options: Options = 
         cycles = max(_taps(operation) * conflict(shape, config.pixels, chip_stride(operation)), config.pixels)
         return -(-height // rows) * -(-width // cols) * cycles, int(shape)
 
-    return min(Shape, key=cost)
+    return min(shapes, key=cost)
+
+
+def _steps(operation: Operation, config: HardwareConfig, shape: Shape) -> int:
+    """Cycles of the array for one step: P pixels of one output block."""
+    return _taps(operation) * (conflict(shape, config.pixels, chip_stride(operation)) if operation.segments else 1)
 
 
 def _taps(operation: Operation) -> int:
@@ -128,9 +157,19 @@ def _counts(units: int, small: int = 16) -> list[int]:
     return sorted(values)
 
 
-def geometry(operation: Operation, config: HardwareConfig, shape: Shape) -> npt.NDArray[np.int64]:
+def shapes_of(operation: Operation, options: Options = Options()) -> tuple[Shape, ...]:
+    """The arrangements of pixels that tiles may choose among."""
+    if operation.opcode is not Opcode.CONV or not options.pixel_shapes or operation.accumulates:
+        return (Shape.ROW,)
+    return tuple(Shape)
+
+
+def geometry(
+    operation: Operation, config: HardwareConfig, shapes: tuple[Shape, ...], cut: Cut | None = None
+) -> npt.NDArray[np.int64]:
     """The operation as the array that the search reads (places: ``search.GEOMETRY``)."""
-    unit_h, unit_w = (1, config.pixels) if operation.opcode is not Opcode.CONV else shape_size(shape, config.pixels)
+    cut = cut or Cut(1, config.pixels)
+    square = shape_size(Shape.SQUARE, config.pixels)
     segments = len(operation.segments)
     inp = operation.segments[0].inp if segments else (0, operation.in_size[0])
     values = {
@@ -148,9 +187,9 @@ def geometry(operation: Operation, config: HardwareConfig, shape: Shape) -> npt.
         "dilation_x": operation.dilation[1],
         "pad_top": operation.padding[0],
         "pad_left": operation.padding[1],
-        "unit_h": unit_h,
-        "unit_w": unit_w,
-        "steps": _taps(operation) * (conflict(shape, config.pixels, chip_stride(operation)) if segments else 1),
+        "unit_h": cut.rows,
+        "unit_w": cut.cols,
+        "rest": int(cut.rest),
         "words": operation.words,
         "has_parameters": int(operation.parameters is not None),
         "has_operand": int(operation.operand is not None),
@@ -158,6 +197,11 @@ def geometry(operation: Operation, config: HardwareConfig, shape: Shape) -> npt.
         "elementwise": int(operation.opcode in (Opcode.ADD, Opcode.MUL)),
         "row_skip": int(row_skip(operation)),
         "segments": segments,
+        "row_steps": _steps(operation, config, Shape.ROW),
+        "square_steps": _steps(operation, config, Shape.SQUARE) if Shape.SQUARE in shapes else 0,
+        "column_steps": _steps(operation, config, Shape.COLUMN) if Shape.COLUMN in shapes else 0,
+        "square_h": square[0],
+        "square_w": square[1],
     }
     return np.array([values[name] for name in search.GEOMETRY], np.int64)
 
@@ -199,62 +243,104 @@ def machine(config: HardwareConfig) -> npt.NDArray[np.int64]:
 def tilings(
     operation: Operation,
     config: HardwareConfig,
-    shape: Shape,
+    shapes: tuple[Shape, ...],
     cores: int = MAX_CORES,
     cuts: tuple[str, ...] = (),
     cost: int = 3,
-) -> tuple[list[Tiling], list[int]]:
-    """The tilings of an operation that are worth compiling, and for 1 .. cores cores the number of the cheapest.
+    layers: int = 1,
+) -> Found:
+    """The tilings of an operation that are worth compiling.
 
-    ``cuts`` as in ``Options``; ``cost``: see ``choose.instruction_cost``.
+    ``cuts`` as in ``Options``; ``layers`` of the network, and ``cost`` of an instruction (``choose.instruction_cost``).
     """
     if cuts and len(operation.segments) <= 1:
-        return _whole(operation, config, shape, cores, cuts)
+        return _whole(operation, config, shapes, cores, cuts)
     if operation.accumulates:
-        return [_accumulating(operation, config)], [0] * cores
-    unit_h, unit_w = (1, config.pixels) if operation.opcode is not Opcode.CONV else shape_size(shape, config.pixels)
+        return Found([_accumulating(operation, config)], [0] * cores, np.ones((1, cores), np.bool_))
     blocks, height, width = operation.out_size
     grouped = len(operation.segments) > 1
     block_counts = [blocks] if grouped else _counts(blocks)
-    heights, widths = _counts(-(-height // unit_h)), _counts(-(-width // unit_w), 16 if operation.flat else 4)
     limit = max(MAX_TILES, blocks if grouped else 0)
-    grids, prices = _search(operation, config, shape, heights, widths, block_counts, limit, cores)
+    cuts_tried = _row_cuts(operation, config, shapes)
+    found = []
+    for cut in cuts_tried:
+        heights, widths = _counts(-(-height // cut.rows)), _counts(-(-width // cut.cols), 16 if operation.flat else 4)
+        found.append(_search(operation, config, shapes, cut, heights, widths, block_counts, limit, cores))
+    grids, prices = np.concatenate([pair[0] for pair in found]), np.concatenate([pair[1] for pair in found])
     if not len(grids):  # very large maps: any number of tiles that fits
-        heights, widths = _all_counts(-(-height // unit_h)), _all_counts(-(-width // unit_w))
+        cut = cuts_tried[0]
+        heights, widths = _all_counts(-(-height // cut.rows)), _all_counts(-(-width // cut.cols))
         block_counts = block_counts[-1:] if grouped else _all_counts(blocks)
-        grids, prices = _search(operation, config, shape, heights, widths, block_counts, 1 << 16, cores)
+        grids, prices = _search(operation, config, shapes, cut, heights, widths, block_counts, 1 << 16, cores)
     if not len(grids):
         raise ModelError(f"layer {operation.name}: no tile of it fits the memories of a core")
-    kept, choice = _keep(grids, prices + TILE_COST * cost * grids[:, :3].prod(axis=1, keepdims=True))
+    worth_trying = 1 + WORTH_TRYING * min(1, FEW_LAYERS / layers)
+    prices = prices + TILE_COST * cost * grids[:, :3].prod(axis=1, keepdims=True)
+    kept, choice, worth = _keep(grids, prices, worth_trying)
     parts = tuple(sorted({0, *(s.out[1] for s in operation.segments)})) if grouped else ()
-    made = [_tiling(operation, grids[k], (unit_h, unit_w), parts) for k in kept]
+    made = [_tiling(operation, grids[k], parts) for k in kept]
     if operation.opcode is Opcode.CONV and not grouped:
-        picked = {(kept[k], n) for n, k in enumerate(choice, 1)}
-        made += _with_short_first(operation, [(grids[k], n) for k, n in sorted(picked)], (unit_h, unit_w))
-    return made, choice
+        picked = {(kept[k], n) for n, k in enumerate(choice[0], 1)}
+        for bands in (1, *search.BANDS):
+            staying = np.flatnonzero((grids[kept, 3] == 1) & (grids[kept, 4] == bands))
+            if len(staying):
+                best = staying[prices[kept][staying].argmin(axis=0)]
+                picked |= {(kept[k], n) for n, k in enumerate(best, 1) if worth[k, n - 1]}
+        more = _with_short_first(operation, [(grids[k], n) for k, n in sorted(picked)])
+        made += list(more)
+        worth = np.concatenate([worth, np.zeros((len(more), cores), np.bool_)])
+        for place, counts in enumerate(more.values(), len(kept)):
+            worth[place, [n - 1 for n in counts]] = True
+    return Found(made, choice[0], worth, choice[1:])
 
 
-def _with_short_first(
-    operation: Operation, picked: list[tuple[npt.NDArray[np.int64], int]], unit: tuple[int, int]
-) -> list[Tiling]:
-    """Grids with a short tile more in front of what each of n cores gets, so that it can begin early. Only for grids
-    whose tiles are dealt evenly, the weights staying from tile to tile.
+def _row_cuts(operation: Operation, config: HardwareConfig, shapes: tuple[Shape, ...]) -> list[Cut]:
+    """The ways of cutting a map that are worth searching: by the one arrangement of pixels that is best for all of it,
+    and, where that wastes places of the array, by columns of pixels, with other arrangements for the rows left over."""
+    if operation.opcode is not Opcode.CONV:
+        return [Cut(1, config.pixels)]
+    best = best_shape(operation, config, shapes)
+    cuts = [Cut(*shape_size(best, config.pixels))]
+    _, height, width = operation.out_size
+    if Shape.COLUMN not in shapes or height <= config.pixels or not height % config.pixels:
+        return cuts
+    numbers, m = geometry(operation, config, shapes), machine(config)
+    whole = height // config.pixels * config.pixels
+    mixed = sum(search.conv_cycles(numbers, m, h, width)[0] for h in (whole, height - whole))
+    if mixed < search.conv_cycles(numbers, m, height, width)[0]:
+        column = Cut(config.pixels, 1)
+        cuts += [column._replace(rest=True)] if column in cuts else [column, column._replace(rest=True)]
+    return cuts
+
+
+def _with_short_first(operation: Operation, picked: list[tuple[npt.NDArray[np.int64], int]]) -> dict[Tiling, list[int]]:
+    """Grids with a short tile more in front of what each of n cores gets (or of each of its rounds through a band), so
+    that it can begin early. Only for grids whose tiles are dealt evenly, the weights staying from tile to tile. With
+    each tiling those n.
     """
     blocks, height, width = operation.out_size
-    made: dict[Tiling, None] = {}
+    made: dict[Tiling, list[int]] = {}
     for grid, n in picked:
-        gh, gw, gb, outer = (int(v) for v in grid)
+        gh, gw, gb, outer, bands, unit_h, unit_w, rest = (int(v) for v in grid)
         run, left = divmod(gh * gw * gb, n)
-        if left or (gh * gw) % run or (gb > 1 and not outer and gh * gw > 1) or gh * gw * gb + n > MAX_TILES:
+        band = gh * gw // bands
+        if left or (band % run and (run % band or band == 1)):
             continue
-        parts = _balanced(blocks, 1, gb)
+        run = min(run, band)
+        if (gb > 1 and not outer and gh * gw > 1) or gh * gw * gb + max(n, gb * bands) > MAX_TILES:
+            continue
+        rows, cols = _balanced(height, unit_h, gh), _balanced(width, unit_w, gw)
         if gh == 1 and gw % run == 0:
-            cols = _short_first(width, unit[1], gw, run, 2)
-            made[Tiling(_balanced(height, unit[0], gh), cols, parts, 1)] = None
-        elif run % gw == 0 and gh % (run // gw) == 0:
-            rows = _short_first(height, unit[0], gh, run // gw, 1)
-            made[Tiling(rows, _balanced(width, unit[1], gw), parts, 1)] = None
-    return list(made)
+            cols = _short_first(width, unit_w, gw, run, 2)
+        elif run % gw == 0 and gh % (run // gw) == 0 and not rest:
+            rows = _short_first(height, unit_h, gh, run // gw, 1)
+        else:
+            continue
+        tiling = Tiling(rows, cols, _balanced(blocks, 1, gb), 1, bands=bands)
+        more = gw if gh > 1 else 1  # tiles that a short part adds
+        if bands == 1 or tiling.count == (gh * gw + gh * gw // run * more) * gb:  # each band has got its short part
+            made.setdefault(tiling, []).append(n)
+    return made
 
 
 def _short_first(size: int, unit: int, parts: int, run: int, shortest: int) -> tuple[int, ...]:
@@ -276,14 +362,15 @@ def _all_counts(units: int) -> list[int]:
 def _search(
     operation: Operation,
     config: HardwareConfig,
-    shape: Shape,
+    shapes: tuple[Shape, ...],
+    cut: Cut,
     heights: list[int],
     widths: list[int],
     blocks: list[int],
     limit: int,
     cores: int,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    numbers = geometry(operation, config, shape).tobytes()
+    numbers = geometry(operation, config, shapes, cut).tobytes()
     return _search_cached(numbers, config, tuple(heights), tuple(widths), tuple(blocks), limit, cores)
 
 
@@ -303,20 +390,26 @@ def _search_cached(
     return grids, prices
 
 
-def _keep(grids: npt.NDArray[np.int64], prices: npt.NDArray[np.int64]) -> tuple[list[int], list[int]]:
-    """The grids [k, 4] worth compiling, and the cheapest of these for each number of cores by ``prices`` [k, cores].
+def _keep(
+    grids: npt.NDArray[np.int64], prices: npt.NDArray[np.int64], worth_trying: float
+) -> tuple[list[int], list[list[int]], npt.NDArray[np.bool_]]:
+    """The grids [k, 8] worth compiling, the cheapest of these for each number of cores by ``prices`` [k, cores], and
+    which are worth trying on how many cores.
 
     For each number of cores the cheapest of every kind: what is best alone may not be best beside its neighbours, since
     results go to the banks of the cores that read them.
     """
     places, channels, outer = grids[:, 0] * grids[:, 1], grids[:, 2], grids[:, 3] == 1
+    bands = grids[:, 4]
     kept: dict[int, None] = {}
     for n in range(1, prices.shape[1] + 1):
         kinds = (
             channels == 1,
             places == 1,
             ~outer & (channels > 1) & (places > 1),
-            outer,
+            outer & (bands == 1),
+            *(outer & (bands == count) for count in search.BANDS),
+            *(~outer & (places == count) & (channels > 1) for count in search.BANDS),
             places % n == 0,
             ~outer & (places >= n),
         )
@@ -324,22 +417,28 @@ def _keep(grids: npt.NDArray[np.int64], prices: npt.NDArray[np.int64]) -> tuple[
         for kind in kinds:
             if kind.any():
                 pick = int(np.flatnonzero(kind)[column[kind].argmin()])
-                if column[pick] <= column.min() * WORTH_TRYING:
+                if column[pick] <= column.min() * worth_trying:
                     kept[pick] = None
     order = sorted(kept)
     choice = prices[order].argmin(axis=0)
-    return order, [int(c) for c in choice]
+    worth = prices[order] <= prices.min(axis=0) * worth_trying
+    apart = [[int(c) for c in choice]]
+    for count in search.BANDS:
+        parted = np.where(outer[order], bands[order], places[order]) % count == 0
+        own = np.where(parted[:, None] & worth, prices[order], np.iinfo(np.int64).max)
+        best = np.where(own.min(axis=0) < np.iinfo(np.int64).max, own.argmin(axis=0), choice)
+        apart.append([int(c) for c in best])
+    return order, apart, worth
 
 
-def _tiling(
-    operation: Operation, grid: npt.NDArray[np.int64], unit: tuple[int, int], segment_cuts: tuple[int, ...]
-) -> Tiling:
-    gh, gw, gb, outer = (int(v) for v in grid)
+def _tiling(operation: Operation, grid: npt.NDArray[np.int64], segment_cuts: tuple[int, ...]) -> Tiling:
+    gh, gw, gb, order, bands, unit_h, unit_w, rest = (int(v) for v in grid)
     blocks, height, width = operation.out_size
-    rows = set(_balanced(height, unit[0], gh)) | set(operation.row_cuts)
-    cols = set(_balanced(width, unit[1], gw)) | set(operation.col_cuts)
+    rows = set(_balanced(height // unit_h * unit_h, unit_h, gh - 1) if rest else _balanced(height, unit_h, gh))
+    rows |= {height, *operation.row_cuts}
+    cols = set(_balanced(width, unit_w, gw)) | set(operation.col_cuts)
     parts = set(_balanced(blocks, 1, gb)) | set(segment_cuts)
-    return Tiling(tuple(sorted(rows)), tuple(sorted(cols)), tuple(sorted(parts)), outer)
+    return Tiling(tuple(sorted(rows)), tuple(sorted(cols)), tuple(sorted(parts)), order, bands=bands)
 
 
 def _accumulating(operation: Operation, config: HardwareConfig) -> Tiling:
@@ -353,21 +452,22 @@ _DIRECTIONS = {"width": (2, 3), "height": (0, 4), "channel": (1,)}  # orders in 
 
 
 def _whole(
-    operation: Operation, config: HardwareConfig, shape: Shape, cores: int, cuts: tuple[str, ...]
-) -> tuple[list[Tiling], list[int]]:
+    operation: Operation, config: HardwareConfig, shapes: tuple[Shape, ...], cores: int, cuts: tuple[str, ...]
+) -> Found:
     """Tilings that deal only whole parts in one of the directions; other cuts are there because memories are small."""
     if operation.accumulates:
         made = _accumulating(operation, config)
-        return [made if "channel" in cuts else replace(made, unit=made.count)], [0] * cores
-    unit = (1, config.pixels) if operation.opcode is not Opcode.CONV else shape_size(shape, config.pixels)
+        made = made if "channel" in cuts else replace(made, unit=made.count)
+        return Found([made], [0] * cores, np.ones((1, cores), np.bool_))
+    unit = _row_cuts(operation, config, shapes)[0]
     blocks, height, width = operation.out_size
-    units = (-(-height // unit[0]), -(-width // unit[1]), blocks)
+    units = (-(-height // unit.rows), -(-width // unit.cols), blocks)
     found, costs = [], []
     for cut in cuts:
         dealt = {"height": 0, "width": 1, "channel": 2}[cut]
         counts = [np.array(_counts(n) if i == dealt else _all_counts(n), np.int64) for i, n in enumerate(units)]
         orders = np.array(_DIRECTIONS[cut], np.int64)
-        numbers = geometry(operation, config, shape)
+        numbers = geometry(operation, config, shapes, unit)
         grids, prices = search.search(numbers, machine(config), *counts, orders, True, 1 << 12, cores)
         found.append(grids)
         costs.append(prices)
@@ -376,8 +476,9 @@ def _whole(
         raise ModelError(f"layer {operation.name}: no tile of it fits the memories of a core")
     best = prices.argmin(axis=0)
     order = sorted({int(k) for k in best})
-    made_of = [_tiling(operation, grids[k], unit, ()) for k in order]
-    return [replace(tiling, unit=_unit(tiling)) for tiling in made_of], [order.index(int(k)) for k in best]
+    made_of = [_tiling(operation, grids[k], ()) for k in order]
+    made_of = [replace(tiling, unit=_unit(tiling)) for tiling in made_of]
+    return Found(made_of, [order.index(int(k)) for k in best], np.ones((len(order), cores), np.bool_))
 
 
 def _unit(tiling: Tiling) -> int:
