@@ -40,6 +40,8 @@ MOST_NEAR, FEWEST_NEAR = 32, 28
 PRICED = 20_000_000  # instructions that may be priced, a fifth of them: some seconds
 PAIR_ROUNDS = 3
 PAIRED = 2  # of the searches' results, the best
+MOST_ASTRAY = 25  # a prediction may be wrong by a 25th: the latency table promises a 20th
+MISLED = 1 << 62
 Bools = npt.NDArray[np.bool_]
 NUMBERS = tuple(range(1, MAX_CORES + 1))
 IDLE_GAIN = 64  # idle cores must promise to save more than a 64th of the time: about what the model errs by
@@ -134,8 +136,8 @@ class _Task:
         found: list[tuple[int, int, Int32Array]] = []
         for number, (start, leave, among) in enumerate(starts):
             column[:] = start
-            _improve(*common, leave, price, ROUNDS, among, *scratch)
-            cycles = self._measure(cores, scratch) if len(starts) > 1 else 0
+            predicted = _improve(*common, leave, price, ROUNDS, among, *scratch)
+            cycles = self._measure(cores, predicted, scratch) if len(starts) > 1 else 0
             found.append((cycles, number, column.copy()))
         if cores == config.cores and short:
             near = np.zeros((2, 2, pairs), np.int64)
@@ -146,11 +148,13 @@ class _Task:
                 for _ in range(PAIR_ROUNDS):
                     if not _improve_pairs(*common[:2], price, tried, *scratch, near):
                         break
-                found.append((self._measure(cores, scratch), len(starts) + number, column.copy()))
+                predicted = _improve(*common, idle, price, 0, tried, *scratch)
+                found.append((self._measure(cores, predicted, scratch), len(starts) + number, column.copy()))
         column[:] = min(found, key=lambda each: each[:2])[2]
 
-    def _measure(self, cores: int, scratch: tuple[Any, ...]) -> int:
-        """Cycles of the network on the machine's own clock, as it is dealt."""
+    def _measure(self, cores: int, predicted: int, scratch: tuple[Any, ...]) -> int:
+        """Cycles of the network on the machine's own clock, as it is dealt; very many if the prediction is too far
+        from it, since the latency table has to be right."""
         state, out, _, _, starts, places, ends = scratch[:7]
         layers, where = len(self.package.layers), place_of(range(cores), self.config)
         for layer in range(layers):
@@ -158,7 +162,8 @@ class _Task:
         plan_syncs(0, layers, self.tables.layers, self.tables.ifps, self.tables.consumers, state.dealt, state.holds)
         emit_streams(0, layers, self.tables, where, state, out, places, ends, starts)
         streams = [out[begin:end].view(np.uint8) for begin, end in zip(places, ends, strict=False)]
-        return run_time(streams, self.package.meta["window"]["streams_offset"], self.config)
+        cycles = run_time(streams, self.package.meta["window"]["streams_offset"], self.config)
+        return cycles if abs(predicted - cycles) * MOST_ASTRAY <= cycles else cycles + MISLED
 
     def _scratch(self, cores: int) -> tuple[Any, ...]:
         """Room to link and price the network in."""
