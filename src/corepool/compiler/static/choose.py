@@ -39,7 +39,6 @@ ROUNDS = 2  # over all layers; later ones change little
 MOST_NEAR, FEWEST_NEAR = 32, 28
 PRICED = 20_000_000  # instructions that may be priced, a fifth of them: some seconds
 PAIR_ROUNDS = 3
-PAIRED = 2  # of the searches' results, the best
 MOST_ASTRAY = 25  # a prediction may be wrong by a 25th: the latency table promises a 20th
 MISLED = 1 << 62
 Bools = npt.NDArray[np.bool_]
@@ -92,8 +91,9 @@ def choose(
     most = sum(int(package.tiling_bound[row[0] : row[0] + row[1]].max()) for row in package.layers)
     size = most + MAX_CORES * (2 * len(package.layers) + 1)
     task = _Task(package, config, tables, first, producers, worth, plain, parted, size)
-    known = [n for n in counts if n <= config.cores]
-    full = [n for n in known if n % config.cores_per_bank == 0]
+    known = sorted((n for n in counts if n <= config.cores), reverse=True)  # what takes longest goes first
+    # Counts that fill their banks, as others begin with what was found for these.
+    full = [n for n in known if n % config.cores_per_bank == 0 and n < config.cores]
     with ThreadPoolExecutor(THREADS) as pool:  # each number of cores has a column of its own
         for part in (full, [n for n in known if n not in full]):
             list(pool.map(task.choose, part))
@@ -142,14 +142,13 @@ class _Task:
         if cores == config.cores and short:
             near = np.zeros((2, 2, pairs), np.int64)
             price[-1] = 0  # short streams: their instructions need not save anything
-            for _, number, start in sorted(found, key=lambda each: each[:2])[:PAIRED]:
-                column[:] = start
-                _improve(*common, idle, price, ROUNDS, tried, *scratch)
-                for _ in range(PAIR_ROUNDS):
-                    if not _improve_pairs(*common[:2], price, tried, *scratch, near):
-                        break
-                predicted = _improve(*common, idle, price, 0, tried, *scratch)
-                found.append((self._measure(cores, predicted, scratch), len(starts) + number, column.copy()))
+            _, number, column[:] = min(found, key=lambda each: each[:2])
+            _improve(*common, idle, price, ROUNDS, tried, *scratch)
+            for _ in range(PAIR_ROUNDS):
+                if not _improve_pairs(*common[:2], price, tried, *scratch, near):
+                    break
+            predicted = _improve(*common, idle, price, 0, tried, *scratch)
+            found.append((self._measure(cores, predicted, scratch), len(starts) + number, column.copy()))
         column[:] = min(found, key=lambda each: each[:2])[2]
 
     def _measure(self, cores: int, predicted: int, scratch: tuple[Any, ...]) -> int:
