@@ -19,11 +19,9 @@ from corepool.errors import CorepoolError
 from corepool.server.engine.card import Card
 
 SLOW_S = 5.0  # longer than it takes where all was compiled before, even on a busy machine
+YOUNG = 10_000  # new objects between two searches: a request leaves none behind, but has hundreds while it is answered
 
 _log = logging.getLogger(__name__)
-
-
-YOUNG = 10_000  # new objects between two searches: a request leaves none behind, but has hundreds while it is answered
 
 
 def keep_for_good() -> None:

@@ -28,9 +28,7 @@ from corepool.server.tensors import Array, check_shape, datatype_of, from_binary
 
 MAX_LISTS = 1 << 18  # and objects; a nested image has one for each row, or for each pixel if its channels come last
 HEADER_LENGTH = "Inference-Header-Content-Length"
-REMEMBERED_BYTES = (
-    2048  # of a JSON part that is kept once it was read; one with an id of its own in each request is short
-)
+REMEMBERED_BYTES = 2048  # of a JSON part that is kept once it was read, unless it holds values
 HEADS_REMEMBERED = 512
 
 
@@ -65,8 +63,8 @@ def read_request(model: str, version: str | None, body: bytes | memoryview, head
         if not (header_length.isascii() and header_length.isdigit()) or int(header_length[:20]) > len(view):
             raise RequestError(f"{HEADER_LENGTH} {shown(header_length)} is no length within the body")
         split = int(header_length)
-    if header_length is not None and split <= REMEMBERED_BYTES:
-        head = _remembered(bytes(view[:split]))
+    if header_length is not None and split <= REMEMBERED_BYTES and not _has_values(text := bytes(view[:split])):
+        head = _remembered(text)
     else:
         head = _read_head(view[:split], header_length is not None)
     said = head.said
@@ -114,6 +112,11 @@ def _read_head(text: bytes | memoryview, has_binary: bool) -> _Head:
     return _Head(inputs, said, ident, binary, flag(parameters, "binary_data_output", "the request"))
 
 
+def _has_values(text: bytes) -> bool:
+    """Whether a JSON part may hold values of tensors: those are not kept longer than their request."""
+    return b'"data"' in text or b"\\" in text  # a name can be written with escapes
+
+
 @lru_cache(HEADS_REMEMBERED)
 def _remembered(text: bytes) -> _Head:
     """As ``_read_head``, for short ones before binary data: a client sends the same one again and again."""
@@ -159,9 +162,7 @@ def _describe(tensor: Mapping[str, Any], has_binary: bool) -> _Input:
     if size is None:
         if "data" not in tensor:
             raise RequestError(f"input {shown(name)} has neither data nor binary_data_size")
-        values = from_json(name, tensor["datatype"], shape, tensor["data"])
-        values.flags.writeable = False  # it may be used for many requests
-        return _Input(name, tensor["datatype"], shape, 0, values)
+        return _Input(name, tensor["datatype"], shape, 0, from_json(name, tensor["datatype"], shape, tensor["data"]))
     if "data" in tensor or not has_binary:
         raise RequestError(
             f"input {shown(name)}: binary_data_size goes with the header {HEADER_LENGTH} and without data"
