@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corepool.compiler.dynamic import link
-from corepool.compiler.dynamic.deal import deal
+from corepool.compiler.dynamic.deal import CLOSE, deal
 from corepool.compiler.static.compile import compile_graph
 from corepool.config import preset
 from corepool.errors import LinkError
@@ -44,6 +44,24 @@ def test_no_core_gets_more_than_its_share_and_one_package(latencies, cores):
     deal(np.array(latencies, np.int64), 0, len(latencies), cores, bounds)
     sums = [sum(latencies[bounds[c] : bounds[c + 1]]) for c in range(cores)]
     assert max(sums) <= sum(latencies) / cores + max(latencies)
+
+
+def least_largest(latencies, cores):
+    """The largest run of the most even way to deal, by trying every last cut."""
+    ends = np.concatenate([[0], np.cumsum(latencies)])
+    least = ends.copy()  # of the first packages, dealt to one core
+    for _ in range(cores - 1):
+        least = [min(max(least[j], ends[i] - ends[j]) for j in range(i + 1)) for i in range(len(ends))]
+    return int(least[-1])
+
+
+@given(st.lists(st.integers(1, 10_000), min_size=1, max_size=24), st.integers(1, 16))
+def test_the_largest_run_is_near_the_least_that_there_is(latencies, cores):
+    bounds = np.empty(cores + 1, np.int64)
+    deal(np.array(latencies, np.int64), 0, len(latencies), cores, bounds)
+    largest = max(sum(latencies[bounds[c] : bounds[c + 1]]) for c in range(cores))
+    least = least_largest(latencies, cores)
+    assert least <= largest <= least + least // CLOSE
 
 
 def test_equal_packages_are_dealt_evenly():
