@@ -117,7 +117,7 @@ def _multiply_block(
                 one = builder.load(builder.gep(factor, [ir.Constant(ir.IntType(64), row)]))
                 alone = builder.insert_element(zero, one, ir.Constant(ir.IntType(32), 0))
                 spread = builder.shuffle_vector(
-                    alone, zero, ir.Constant(ir.VectorType(ir.IntType(32), PIXELS), [0] * 16)
+                    alone, zero, ir.Constant(ir.VectorType(ir.IntType(32), PIXELS), [0] * PIXELS)
                 )
                 builder.store(builder.fadd(builder.load(total), builder.fmul(values, spread, ("contract",)),
                                            ("contract",)), total)  # fmt: skip

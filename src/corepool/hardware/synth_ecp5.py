@@ -34,7 +34,7 @@ _LUTS = tuple(f"{slice_}{half}" for slice_ in "ABCD" for half in "01")
 _PERIOD_PS = 80_000  # what mapping aims at: logic of few LUTs rather than of few levels
 _MULTIPLIER_BITS = 18  # both operands of a MULT18X18D
 _EVERY = 5  # one row of so many is kept free
-# What nextpnr calls its cells, and how many of them the device has.
+# What nextpnr calls its cells.
 _KINDS = {
     "TRELLIS_COMB": "lut4",
     "TRELLIS_FF": "ff",
@@ -43,7 +43,7 @@ _KINDS = {
     "TRELLIS_RAMW": "ramw",
 }
 # How many the device has of what a pool runs out of first, and how many each of Yosys' cells takes.
-_AVAILABLE = {"LUT4": 83_640, "MULT18X18D": 156, "DP16KD": 208}
+_AVAILABLE = {"LUT4": len(_COLUMNS) * len(_ROWS) * len(_LUTS), "MULT18X18D": 156, "DP16KD": 208}
 _TAKES = {
     "LUT4": {"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 6},
     "MULT18X18D": {"MULT18X18D": 1},

@@ -7,7 +7,6 @@ as long as the network gets faster.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import isqrt
@@ -42,7 +41,6 @@ PAIR_ROUNDS = 3
 MOST_ASTRAY = 25  # a prediction may be wrong by a 25th: the latency table promises a 20th
 MISLED = 1 << 62
 Bools = npt.NDArray[np.bool_]
-NUMBERS = tuple(range(1, MAX_CORES + 1))
 IDLE_GAIN = 64  # idle cores must promise to save more than a 64th of the time: about what the model errs by
 
 
@@ -70,15 +68,8 @@ def instruction_cost(layers: int) -> int:
     return 1 + layers // LAYERS_PER_COST
 
 
-def choose(
-    package: ModelPackage,
-    config: HardwareConfig,
-    worth: Bools,
-    plain: Bools,
-    parted: Int32Array,
-    counts: Sequence[int] = NUMBERS,
-) -> Int32Array:
-    """The tiling of each layer for each of these numbers of cores, [layers, 16], starting from the package's own
+def choose(package: ModelPackage, config: HardwareConfig, worth: Bools, plain: Bools, parted: Int32Array) -> Int32Array:
+    """The tiling of each layer for each number of cores, [layers, 16], starting from the package's own
     choice, and from each of ``parted`` [starts, layers, 16]. ``worth`` [tilings, 16]: which are worth trying;
     ``plain`` [tilings]: which cut no map into bands. The device's own clock decides between what starts lead to.
 
@@ -91,7 +82,7 @@ def choose(
     most = sum(int(package.tiling_bound[row[0] : row[0] + row[1]].max()) for row in package.layers)
     size = most + MAX_CORES * (2 * len(package.layers) + 1)
     task = _Task(package, config, tables, first, producers, worth, plain, parted, size)
-    known = sorted((n for n in counts if n <= config.cores), reverse=True)  # what takes longest goes first
+    known = range(min(MAX_CORES, config.cores), 0, -1)  # what takes longest goes first
     # Counts that fill their banks, as others begin with what was found for these.
     full = [n for n in known if n % config.cores_per_bank == 0 and n < config.cores]
     with ThreadPoolExecutor(THREADS) as pool:  # each number of cores has a column of its own
@@ -142,13 +133,13 @@ class _Task:
         if cores == config.cores and short:
             near = np.zeros((2, 2, pairs), np.int64)
             price[-1] = 0  # short streams: their instructions need not save anything
-            _, number, column[:] = min(found, key=lambda each: each[:2])
+            column[:] = min(found, key=lambda each: each[:2])[2]
             _improve(*common, idle, price, ROUNDS, tried, *scratch)
             for _ in range(PAIR_ROUNDS):
                 if not _improve_pairs(*common[:2], price, tried, *scratch, near):
                     break
             predicted = _improve(*common, idle, price, 0, tried, *scratch)
-            found.append((self._measure(cores, predicted, scratch), len(starts) + number, column.copy()))
+            found.append((self._measure(cores, predicted, scratch), len(starts), column.copy()))
         column[:] = min(found, key=lambda each: each[:2])[2]
 
     def _measure(self, cores: int, predicted: int, scratch: tuple[Any, ...]) -> int:
