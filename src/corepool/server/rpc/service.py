@@ -12,7 +12,7 @@ from typing import Any, NoReturn, Protocol
 import grpc  # type: ignore[import-untyped]
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from corepool.errors import NotFoundError, RequestError, TooManyRequestsError
+from corepool.errors import NotFoundError, RequestError, TooLargeError, TooManyRequestsError
 from corepool.server.api import Access, Identity, ModelInfo
 from corepool.server.context import TENANT_HEADER, RequestLog, acting_for, require_tenant
 from corepool.server.dataplane import DataPlane, describe
@@ -58,12 +58,13 @@ def handlers(plane: DataPlane, access: Access, log: RequestLog) -> grpc.GenericR
     made = {}
     for name, (_, answers) in CALLS.items():
         guarded = _Guarded(name, access, log, getattr(calls, name))
+        # Calls of one request are taken as streams of one, which look the same to clients: the library reads a lone
+        # request to its end before it calls anybody, but a stream's when it is asked to.
         kind, method = (
             (grpc.stream_stream_rpc_method_handler, guarded.stream)
             if name in STREAMS
-            else (grpc.unary_unary_rpc_method_handler, guarded.unary)
+            else (grpc.stream_unary_rpc_method_handler, guarded.unary)
         )
-        # Requests stay bytes until it is known who sends them.
         made[name] = kind(method, response_serializer=MESSAGES[answers].SerializeToString)
     return grpc.method_handlers_generic_handler(SERVICE, made)
 
@@ -77,33 +78,55 @@ class _Guarded:
         self._log = log
         self._call = call
 
-    async def unary(self, data: bytes, context: Context) -> Any:
+    async def unary(self, requests: AsyncIterator[bytes], context: Context) -> Any:
+        """The answer to the only request, which is not read before it is known who sends it and that he may."""
         begin, ident = time.perf_counter(), _ident(context)
-        code, whose = grpc.StatusCode.OK, _Whose()
+        code, whose = grpc.StatusCode.CANCELLED, _Whose()
         request_id.set(ident)
         context.set_trailing_metadata((("x-request-id", ident),))
         try:
-            return await self._answer(data, context, whose)
+            answer = await self._only(requests, context, whose)
+            code = grpc.StatusCode.OK
+            return answer
         except Exception as error:
             code = code_of(error)
             await self._fail(error, context, ident)
         finally:
             self._written(code, begin, ident, context, whose)
 
+    async def _only(self, requests: AsyncIterator[bytes], context: Context, whose: _Whose) -> Any:
+        if self._name in PUBLIC:  # such requests say nothing
+            return await self._call(MESSAGES[CALLS[self._name][0]](), None, context)
+        who = whose.now(await self._who(context))
+        limit = self._access.admit(who, 0)
+        async for data in requests:
+            if len(data) > limit:
+                raise TooLargeError(f"the request has {len(data)} bytes; this key may send {limit}")
+            return await self._answer(data, who, context, whose)
+        raise RequestError("the call ended without a request")
+
     async def stream(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
         """One answer for each request, in order; what fails is told in the answer and ends nothing. The n-th request's
         id is the call's with -n behind it."""
-        call, count = _ident(context)[:56], 0
+        begin, call, count = time.perf_counter(), _ident(context)[:56], 0
         context.set_trailing_metadata((("x-request-id", call),))
+        try:
+            await self._who(context)
+        except Exception as error:
+            self._written(code_of(error), begin, call, context, _Whose())
+            await self._fail(error, context, call)
         async for data in requests:
-            begin, code, whose = time.perf_counter(), grpc.StatusCode.OK, _Whose()
+            begin, code, whose = time.perf_counter(), grpc.StatusCode.CANCELLED, _Whose()
             count += 1
             ident = f"{call}-{count}"
             request_id.set(ident)
             answer = MESSAGES["ModelStreamInferResponse"]()
             try:
-                answer.infer_response.CopyFrom(await self._answer(data, context, whose))
+                who = whose.now(await self._who(context))  # anew: the key may have been revoked meanwhile
+                self._access.admit(who, len(data))
+                answer.infer_response.CopyFrom(await self._answer(data, who, context, whose))
                 answer.infer_response.parameters["triton_final_response"].bool_param = True  # each has one answer
+                code = grpc.StatusCode.OK
             except Exception as error:
                 code = code_of(error)
                 if code is grpc.StatusCode.UNAUTHENTICATED:
@@ -111,19 +134,15 @@ class _Guarded:
                 self._note(error, code, ident)
                 answer.error_message = describe(error)
                 answer.infer_response.id = whose.request_id
-            self._written(code, begin, ident, context, whose)
+            finally:
+                self._written(code, begin, ident, context, whose)
             yield answer
 
     def _written(self, code: grpc.StatusCode, begin: float, ident: str, context: Context, whose: _Whose) -> None:
         spent = time.perf_counter() - begin
         self._log.request("gRPC", self._name, code.value[0], spent, ident, _source(context), whose.tenant)
 
-    async def _answer(self, data: bytes, context: Context, whose: _Whose) -> Any:
-        who = None
-        if self._name not in PUBLIC:
-            who = await self._who(context)
-            whose.tenant = who.tenant
-            self._access.admit(who, len(data))
+    async def _answer(self, data: bytes, who: Identity, context: Context, whose: _Whose) -> Any:
         request = _decoded(self._name, data)
         if self._name in STREAMS:
             whose.request_id = request.id
@@ -153,6 +172,11 @@ class _Whose:
 
     tenant = ""
     request_id = ""
+
+    def now(self, who: Identity) -> Identity:
+        """It is known who asks."""
+        self.tenant = who.tenant
+        return who
 
 
 def _ident(context: Context) -> str:
