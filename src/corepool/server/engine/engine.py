@@ -49,6 +49,7 @@ from corepool.server.engine.killpoints import Hook, KillPoints
 from corepool.server.engine.leases import DEFAULT, LeaseDesk
 from corepool.server.engine.models import Repository
 from corepool.server.engine.pilot import Pilot
+from corepool.server.engine.pulse import EVERY_S, Pulse
 from corepool.server.engine.timer import Timer
 from corepool.server.engine.warming import Warming
 from corepool.server.store import Intent, Store, TenantRow
@@ -67,7 +68,8 @@ class EngineOptions:
     tenant under way at a time, unless its own row says otherwise. ``auto_repair``: cores that a fault tainted are
     cleared and used again; else an operator has to ask for it. ``default_idle_s``: an automatic lease without work
     for so long is released. ``brief_s``: an inference that takes less of a processor is brief, see ``at_home``; while
-    another lease has work none is. ``checked`` and ``hook`` are for tests."""
+    another lease has work none is. ``look_s``: how often the store is asked whether it is there. ``checked`` and
+    ``hook`` are for tests."""
 
     policy: str = "private-even"
     linger_s: float = 2.0
@@ -75,6 +77,7 @@ class EngineOptions:
     auto_repair: bool = True
     default_idle_s: float = 600.0
     brief_s: float = 0.001
+    look_s: float = EVERY_S
     checked: bool = False
     hook: Hook | None = None
     source: Callable[[], int] = monotonic_ns
@@ -94,6 +97,7 @@ class Engine:
         self.clock = LivingClock(options.source)
         self._timer = Timer(self.clock)
         self._points = KillPoints(options.hook)
+        self._pulse = Pulse(store.check, options.look_s)
         self.journal = Journal(store, self._points)
         settings = Settings.of(config, options.policy, linger_ns=int(options.linger_s * 1e9), lend=False)
         self.pilot = Pilot(
@@ -123,6 +127,7 @@ class Engine:
         self._sweep_card()
         self._timer.start()
         self.journal.start()
+        self._pulse.start()
         self.repository.restore()
         self.pilot.repair_left()
         self.desk.restore()
@@ -141,6 +146,7 @@ class Engine:
         ended = self._jobs.wait(lambda: self._jobs.under_way() == 0, timeout_s)
         self._ready = False
         self._errands.shutdown(wait=False, cancel_futures=True)
+        self._pulse.stop()
         self.pilot.quiet(5)
         self.pilot.stop()
         self._timer.stop()
@@ -154,6 +160,7 @@ class Engine:
         self._points.crashing = True
         self._ready = self._live = False
         self.journal.die()
+        self._pulse.stop()
         self.pilot.stop()
         self._timer.stop()
         self._errands.shutdown(wait=False, cancel_futures=True)
@@ -165,7 +172,9 @@ class Engine:
         return self._live
 
     def ready(self) -> bool:
-        return self._ready and not self._draining and self.journal.sound
+        """Whether inferences are taken, and the store would take what comes with them; a lost store is noticed within
+        some seconds."""
+        return self._ready and not self._draining and self.journal.sound and self._pulse.trouble is None
 
     def model(self, who: Identity, name: str, version: str | None = None) -> ModelInfo:
         return self.catalog.info(self.catalog.find(who.tenant, name, version))

@@ -19,6 +19,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
 from sqlalchemy.pool import NullPool
 
 from corepool.errors import ConfigError, StoreError
+from corepool.server.store.guard import require_writable
 
 FILE_NAME = "corepool.db"
 BUSY_MS = 5000
@@ -181,6 +182,17 @@ class Database:
             same = False
         if not same:
             raise StoreError(f"the store {self.where} was removed or replaced while in use: restart the server")
+
+    def require_writable(self) -> None:
+        """Raise StoreError if changes would be refused, as far as that can be seen without one; within a
+        transaction."""
+        if self.file is None:
+            if self.connection.exec_driver_sql("SHOW transaction_read_only").scalar_one() == "on":
+                raise StoreError(f"the database {self.where} takes no changes: it is a copy that follows another one")
+        elif not os.access(self.file, os.W_OK):
+            raise StoreError(f"the store {self.where} cannot be written: check permissions, and how it is mounted")
+        else:
+            require_writable(self.file.parent)
 
     def close(self) -> None:
         self.connection.close()

@@ -159,3 +159,11 @@ def private_folder(path: Path) -> None:
     if not path.is_dir():
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         fsync_folder(path.parent)
+
+
+def require_writable(folder: Path) -> None:
+    """Raise StoreError if a folder is gone, or nothing can be made in it."""
+    if not folder.is_dir():
+        raise StoreError(f"the folder {folder} is gone: restart the server once it is there again")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StoreError(f"the folder {folder} cannot be written: check its permissions, and how it is mounted")

@@ -30,6 +30,7 @@ from corepool.server.store.guard import (
     Mark,
     MarkFile,
     private_folder,
+    require_writable,
     roomy,
 )
 from corepool.server.store.migrate import migrate
@@ -365,3 +366,12 @@ class Store:
             return self._read(lambda t: t.alive())
         except CorepoolError:
             return False
+
+    def check(self) -> None:
+        """Raise StoreError or StorageFullError unless the store would take something new now. A lost connection is
+        made anew. Nothing is written."""
+        with self.transaction(freeing=True) as transaction:
+            transaction.alive()
+            self._database.require_writable()
+            require_writable(self.folder)
+            self._require_room()
