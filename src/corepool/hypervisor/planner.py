@@ -301,6 +301,10 @@ def breaks_promises(book: Book, settings: Settings, lease: Lease, job: Job) -> b
 
 def predicted_start(book: Book, settings: Settings, lease: Lease, job: Job) -> int:
     """When a waiting job predictably begins, on the cores that its lease has or shall have."""
+    first = lease.first
+    ready = first.phase is Phase.IDLE and first.cores and first.plan == first.cores and first.model == job.model.name
+    if ready and lease.alone and len(lease.queue) == 1:  # on a card that is not busy this is what mostly happens
+        return book.now
     replicas = lease.replicas if lease.alone else [each for each in lease.replicas if each.plan] or [lease.first]
     cores = max(lease.planned, lease.minimum, 1) // len(replicas) or 1
     at = min(
