@@ -203,5 +203,8 @@ class ToyAccess:
     def admit(self, who: Identity, body_bytes: int) -> int:
         return 1 << 30
 
+    def in_flight_limit(self, tenant: str) -> int:
+        return 64
+
     def knows(self, tenant: str) -> bool:
         return tenant in ("alice", "bob")

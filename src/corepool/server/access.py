@@ -33,6 +33,10 @@ class KeyAccess:
         """See api.Access."""
         return self._tenants.admit(who, body_bytes)
 
+    def in_flight_limit(self, tenant: str) -> int:
+        """See api.Access."""
+        return self._tenants.in_flight_limit(tenant)
+
     def knows(self, tenant: str) -> bool:
         """See api.Access."""
         return self._tenants.knows(tenant)

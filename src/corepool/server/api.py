@@ -217,6 +217,10 @@ class Access(Protocol):
         """
         ...
 
+    def in_flight_limit(self, tenant: str) -> int:
+        """Inferences that a tenant may have under way. Raises NotFoundError."""
+        ...
+
     def knows(self, tenant: str) -> bool:
         """Whether there is such a tenant."""
         ...

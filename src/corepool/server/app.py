@@ -31,6 +31,7 @@ from corepool.server.settings import Settings
 from corepool.server.status import Operator
 from corepool.server.store import Store, TenantRow
 from corepool.server.tenants import Tenants
+from corepool.server.turnstile import Turnstile
 from corepool.server.uploads import Uploads
 from corepool.server.validation import Validation
 from corepool.server.watching import watch
@@ -101,7 +102,8 @@ def assembled(settings: Settings, log: ServerLog, observer: Observer | None = No
             Operator(
                 watching.watched, watching.traces, Validation(engine, tenants, _device(settings.device, hardware))
             ),
-            watching.traffic,
+            traffic=watching.traffic,
+            turnstile=Turnstile(limits.in_flight),
         )
         yield Server(settings, engine, tenants, parts, watching.metrics, log, first_key)
 

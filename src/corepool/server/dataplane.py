@@ -144,17 +144,17 @@ class DataPlane:
 
     async def load(self, who: Identity, name: str, parameters: dict[str, Any] | None = None) -> None:
         """Make a model of the repository ready; it is when this returns."""
-        self._refuse_when_draining()
+        self.refuse_when_draining()
         await self._catalogue.load(who, name, parameters or {})
 
     async def unload(self, who: Identity, name: str) -> None:
         """Forget all versions of a model and give its memory back."""
-        self._refuse_when_draining()
+        self.refuse_when_draining()
         await self._catalogue.unload(who, name)
 
     async def infer(self, who: Identity, request: InferRequest) -> Inferred:
         """Run one inference. Cancelling cancels it."""
-        self._refuse_when_draining()
+        self.refuse_when_draining()
         if self._running >= self._limit:
             raise TooManyRequestsError(f"{self._limit} requests are in flight already: try again soon", 1.0)
         try:
@@ -210,7 +210,8 @@ class DataPlane:
     def in_flight(self) -> int:
         return self._running
 
-    def _refuse_when_draining(self) -> None:
+    def refuse_when_draining(self) -> None:
+        """Raise UnavailableError if nothing new is taken."""
         if self._draining:
             raise UnavailableError("the server is shutting down: ask another one")
 

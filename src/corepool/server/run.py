@@ -21,7 +21,6 @@ import grpc  # type: ignore[import-untyped]
 import uvicorn
 
 from corepool.errors import ConfigError
-from corepool.server.api import Access
 from corepool.server.context import RequestLog
 from corepool.server.dataplane import DataPlane
 from corepool.server.logging import ServerLog
@@ -84,7 +83,7 @@ async def serve_until(
         rest_socket = stack.enter_context(_listen(settings.host, settings.rest_port, "rest_port"))
         metrics_socket = stack.enter_context(_listen(settings.host, settings.metrics_port, "metrics_port"))
         counted = CountedLog(log, parts.traffic)
-        rpc, rpc_port = _rpc_server(settings, parts.plane, parts.access, counted)
+        rpc, rpc_port = _rpc_server(settings, parts, counted)
         bodies = BodyLimits(
             limits.body_bytes,
             limits.upload_bytes,
@@ -172,7 +171,7 @@ def _http_server(app: Application, settings: Settings, refused: Callable[[int], 
     )
 
 
-def _rpc_server(settings: Settings, plane: DataPlane, access: Access, log: RequestLog) -> tuple[grpc.aio.Server, int]:
+def _rpc_server(settings: Settings, parts: Parts, log: RequestLog) -> tuple[grpc.aio.Server, int]:
     # Messages hold names and shapes beside the tensors.
     size = settings.limits.body_bytes + METADATA_BYTES
     server = grpc.aio.server(
@@ -186,7 +185,7 @@ def _rpc_server(settings: Settings, plane: DataPlane, access: Access, log: Reque
         ],
         maximum_concurrent_rpcs=settings.limits.connections,
     )
-    server.add_generic_rpc_handlers((handlers(plane, access, log),))
+    server.add_generic_rpc_handlers((handlers(parts.plane, parts.access, log, parts.turnstile),))
     host, port = settings.host, settings.grpc_port
     try:
         bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")

@@ -34,6 +34,7 @@ from corepool.server.settings import Settings
 from corepool.server.store import Store, TenantRow
 from corepool.server.tenants import SYSTEM, Tenants
 from corepool.server.traces import Traces
+from corepool.server.turnstile import Turnstile
 from corepool.server.uploads import Uploads
 from support.toy_engine import ToyAccess, ToyEngine, toy_package
 
@@ -139,7 +140,7 @@ def build(folder: Path, settings: Settings, engine: ToyEngine, store: Store, not
     )
     traces = Traces()
     plane = DataPlane(engine, library, in_flight=16, observer=traces)
-    return Parts(plane, ToyAccess(), engine, library, tenants, ToyOperations(traces, engine))
+    return Parts(plane, ToyAccess(), engine, library, tenants, ToyOperations(traces, engine), turnstile=Turnstile(16))
 
 
 def running(folder: Path, settings: Settings) -> Iterator[Service]:

@@ -1,5 +1,7 @@
 """What is decided before a request's body is read: who asks, and whether he may. Nothing is sent but the beginning."""
 
+import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -129,3 +131,80 @@ def until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.005)
+
+
+def begin(service: Service, length: int, key: str = "alice", more: str = "") -> socket.socket:
+    """The head of an inference, and nothing of its body."""
+    client = socket.create_connection(("127.0.0.1", service.ports.rest), 30)
+    head = f"POST /v2/models/small/infer HTTP/1.1\r\nhost: x\r\nauthorization: Bearer key-{key}\r\n{more}"
+    client.sendall(f"{head}content-length: {length}\r\n\r\n".encode())
+    return client
+
+
+def answer(file: Any) -> tuple[int, dict[str, str]]:
+    status = int(file.readline().split()[1])
+    headers = {}
+    while line := file.readline().strip():
+        name, _, value = line.decode().partition(":")
+        headers[name.lower()] = value.strip()
+    assert "error" in json.loads(file.read(int(headers["content-length"])))
+    return status, headers
+
+
+def test_who_asks_too_often_is_told_from_the_head_alone(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection stays: what comes of the body is thrown away, and the next request is answered."""
+    monkeypatch.setattr(ToyAccess, "admit", refuse)
+    with begin(service, 600_000) as client, client.makefile("rb") as file:
+        status, headers = answer(file)
+        assert (status, headers["retry-after"], headers.get("connection")) == (429, "3", None)
+        monkeypatch.undo()
+        client.sendall(bytes(600_000))
+        data = json.dumps({"inputs": []}).encode()
+        head = "POST /v2/models/small/infer HTTP/1.1\r\nhost: x\r\nauthorization: Bearer key-alice\r\n"
+        client.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
+        assert answer(file)[0] == 400
+
+
+def test_what_is_large_is_not_thrown_away_but_cut_off(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ToyAccess, "admit", refuse)
+    monkeypatch.setattr("corepool.server.rest.gate.THROWN_BYTES", 100_000)
+    with begin(service, 600_000) as client, client.makefile("rb") as file:
+        status, headers = answer(file)
+        assert (status, headers["connection"]) == (429, "close")
+        assert file.read() == b""
+
+
+def test_a_refused_body_that_never_comes_holds_no_connection(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ToyAccess, "admit", refuse)
+    monkeypatch.setattr("corepool.server.rest.gate.THROWN_S", 0.2)
+    with begin(service, 600_000) as client, client.makefile("rb") as file:
+        assert answer(file)[0] == 429
+        assert file.read() == b""
+
+
+def test_more_than_a_tenant_may_have_in_flight_is_told_from_the_head_alone(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ToyAccess, "in_flight_limit", lambda self, tenant: 2)
+    with begin(service, 600_000), begin(service, 600_000):  # two that are under way
+        until(lambda: service.parts.turnstile._inside["alice"] == 2)
+        with begin(service, 600_000) as client, client.makefile("rb") as file:
+            status, headers = answer(file)
+            assert status == 429
+            assert int(headers["retry-after"]) >= 1
+        with (
+            grpc.insecure_channel(service.grpc) as channel,
+            nothing_sent() as requests,
+            pytest.raises(grpc.RpcError) as refused,
+        ):
+            channel.stream_unary(CALL)(requests, timeout=30, metadata=tuple(bearer("alice").items()))
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert service.ask("POST", "/v2/models/secret/infer", key="bob", json={"inputs": []}).status_code == 400
+    until(lambda: not service.parts.turnstile._inside)
+
+
+def test_refusals_count_for_the_tenant_that_was_refused(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = service.parts.traffic.counts().get(("rest", "alice", "429"), 0)
+    monkeypatch.setattr(ToyAccess, "admit", refuse)
+    assert service.ask("GET", "/v2/models/small").status_code == 429
+    until(lambda: service.parts.traffic.counts().get(("rest", "alice", "429"), 0) == before + 1)

@@ -23,13 +23,19 @@ from corepool.server.rest.control import PREFIX, lease_routes, model_routes
 from corepool.server.rest.errors import error_response, plain_error
 from corepool.server.rest.gate import BodyLimits, Gate, Scope
 from corepool.server.rest.operations import operations_routes
-from corepool.server.rest.protocol import InferenceFirst, inference_routes, nothing_at, protocol_routes
+from corepool.server.rest.protocol import (
+    InferenceFirst,
+    Inferring,
+    inference_routes,
+    nothing_at,
+    protocol_routes,
+)
 from corepool.server.rest.tenancy import tenancy_routes
 
 
 def rest_app(parts: Parts, limits: BodyLimits, log: RequestLog) -> Gate:
     """The ASGI application."""
-    app = InferenceFirst(bare_app(parts), parts.plane, Guard(parts.access))
+    app = InferenceFirst(bare_app(parts), Inferring(parts.plane, Guard(parts.access), parts.turnstile))
     return Gate(app, limits, log, _is_upload)
 
 
@@ -53,7 +59,7 @@ def bare_app(parts: Parts) -> FastAPI:
         },
     )
     guard = Guard(parts.access)
-    app.include_router(inference_routes(parts.plane, guard))
+    app.include_router(inference_routes(Inferring(parts.plane, guard, parts.turnstile)))
     app.include_router(protocol_routes(parts.plane, guard))
     app.include_router(lease_routes(parts.leases, guard))
     app.include_router(model_routes(parts.library, parts.plane, guard))

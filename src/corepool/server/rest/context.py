@@ -18,6 +18,7 @@ from corepool.server.dataplane import DataPlane
 from corepool.server.library import Library
 from corepool.server.tenants import Tenants
 from corepool.server.traffic import Traffic
+from corepool.server.turnstile import Turnstile
 
 
 class Operations(Protocol):
@@ -47,6 +48,7 @@ class Parts:
     library: Library
     tenants: Tenants | None = None  # None: no routes for them
     operations: Operations | None = None  # likewise
+    turnstile: Turnstile = field(default_factory=lambda: Turnstile(256))
     traffic: Traffic = field(default_factory=Traffic)  # what was answered
 
 
@@ -71,6 +73,7 @@ class Guard:
         scope = request.scope
         client, headers = scope.get("client"), headers_of(scope)
         who = await self._access.identify(headers.get("authorization"), client[0] if client else "")
+        scope["tenant"] = who.tenant
         announced = headers.get("content-length", "0")
         uploads = scope.get("is_upload", False)  # files have a limit of their own
         limit = self._access.admit(who, 0 if uploads or not announced.isdigit() else int(announced[:20]))
@@ -85,6 +88,10 @@ class Guard:
     async def tenant(self, request: Request) -> Identity:
         """As ``who``, but there must be a tenant."""
         return require_tenant(await self.who(request))
+
+    def most(self, who: Identity) -> int:
+        """Inferences that his tenant may have under way."""
+        return self._access.in_flight_limit(who.tenant)
 
     async def admin(self, request: Request) -> Identity:
         """As ``who``, but only for operators."""

@@ -1,7 +1,8 @@
 """What every HTTP request passes first and every answer last: limits of bodies, request ids, last-resort errors, log.
 
 It must not know routes. Answers that come before the whole body has arrived close the connection, after a short while
-in which the rest is thrown away: else many clients would see a reset instead of the answer.
+in which the rest is thrown away: else many clients would see a reset instead of the answer. Who asked too often keeps
+his connection if the rest is small: to make a new one costs more than to throw that away.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from corepool.errors import RequestError, TooLargeError, TooManyRequestsError, U
 from corepool.server.context import RequestLog
 from corepool.server.rest.errors import error_response
 from corepool.server.traces import ident_of, request_id
+from corepool.server.turnstile import Pace
 
 Message = MutableMapping[str, Any]
 Buffer = bytes | memoryview
@@ -26,6 +28,9 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LINGER_S = 1.0  # how long the rest of a refused body is read and thrown away
+THROWN_BYTES = 2 << 20  # so much of one is thrown away without closing the connection,
+THROWN_S = 10.0  # if it comes within this time
+TOO_MANY = 429
 _SMALL = 1 << 16  # bytes of an answer that fit into buffers anyway
 
 
@@ -79,6 +84,7 @@ class Gate:
         self._log = log
         self._is_upload = is_upload
         self._room = _Room(limits)
+        self._pace = Pace()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -100,6 +106,7 @@ class Gate:
             limits.upload_bytes if upload else limits.body_bytes,
             limits.upload_timeout_s if upload else limits.body_timeout_s,
             self._room,
+            self._pace,
         )
         request_id.set(passage.request_id)
         begin = time.perf_counter()
@@ -122,7 +129,9 @@ class Gate:
 class _Passage:
     """One request on its way in and out."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int, timeout_s: float, room: _Room) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, limit: int, timeout_s: float, room: _Room, pace: Pace
+    ) -> None:
         self._receive = receive
         self._send = send
         self._scope = scope
@@ -133,6 +142,8 @@ class _Passage:
         self._expects = False
         self._read = 0
         self._room = room
+        self._pace = pace
+        self._thrown = False  # the rest of the body, and the connection stays
         self._held: tuple[str, int] | None = None  # whose, and how many bytes of room
         given = ""
         for name, value in scope["headers"]:
@@ -195,12 +206,15 @@ class _Passage:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             extra = [(b"x-request-id", self.request_id.encode())]
-            if not self._whole:
+            if self.status == TOO_MANY:
+                await self._slow_down()
+            if not self._whole and not self._thrown:
                 extra.append((b"connection", b"close"))
             message = {**message, "headers": [*message.get("headers", ()), *extra]}
         elif not self._whole and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
-            await self._linger()
+            if not await self._linger() and self._thrown:
+                self._scope["cycle"].transport.close()
             message = {"type": "http.response.body", "body": b"", "more_body": False}
         if len(message.get("body", b"")) <= _SMALL:
             await self._send(message)
@@ -211,18 +225,30 @@ class _Passage:
         except TimeoutError:
             raise RequestError(f"the answer was not read within {self._timeout_s:g} seconds") from None
 
-    async def _linger(self) -> None:
-        """Throw away what still comes of the body, for a while."""
+    async def _slow_down(self) -> None:
+        """Whoever is refused more often than he could have understood waits for that, and nothing of him is read."""
+        cycle = self._scope.get("cycle")
+        if cycle is not None and not self._whole and not self._expects and self._length is not None:
+            left = int(self._length[:20]) - self._read if self._length.isdigit() else THROWN_BYTES + 1
+            self._thrown = left <= THROWN_BYTES
+        wait_s = self._pace.wait_s(self._scope.get("tenant") or str((self._scope.get("client") or ("",))[0]))
+        if wait_s > 0:
+            if cycle is not None:
+                cycle.flow.pause_reading()
+            await asyncio.sleep(wait_s)
+
+    async def _linger(self) -> bool:
+        """Throw away what still comes of the body, for a while. Returns whether it came to its end."""
         if self._expects:
-            return  # the client waits for a word before it sends; reading would be that word
+            return False  # the client waits for a word before it sends; reading would be that word
         try:
-            async with asyncio.timeout(LINGER_S):
+            async with asyncio.timeout(THROWN_S if self._thrown else LINGER_S):
                 while True:
                     message = await self._receive()
                     if message["type"] != "http.request" or not message.get("more_body", False):
-                        return
+                        return bool(message["type"] == "http.request")
         except TimeoutError:
-            return
+            return False
 
     async def last_resort(self, error: BaseException, scope: Scope) -> None:
         """Answer with an error if nothing was answered yet."""

@@ -25,8 +25,19 @@ from corepool.server.rest.codec import HEADER_LENGTH, load_json, read_request, w
 from corepool.server.rest.context import Guard, headers_of, role
 from corepool.server.rest.direct import TOGETHER_BYTES
 from corepool.server.rest.errors import error_response, schema
-from corepool.server.rest.gate import Application, Receive, Scope, Send, read_body, read_buffer, unpacked, until_gone
+from corepool.server.rest.gate import (
+    Application,
+    Buffer,
+    Receive,
+    Scope,
+    Send,
+    read_body,
+    read_buffer,
+    unpacked,
+    until_gone,
+)
 from corepool.server.tensors import shown
+from corepool.server.turnstile import Turnstile
 
 Result = TypeVar("Result")
 MAX_VALUES = 4096  # in a body that is no inference
@@ -188,7 +199,7 @@ def _statistics(plane: DataPlane, who: Identity, name: str | None, version: str 
     )
 
 
-def inference_routes(plane: DataPlane, guard: Guard) -> APIRouter:
+def inference_routes(inferring: Inferring) -> APIRouter:
     """The routes of inference. They go before all others, as finding a route takes longer the later it stands."""
     router = APIRouter(prefix="/v2", tags=["protocol"], route_class=PlainRoute)
     failures = schema(400, 401, 403, 404, 413, 429, 500, 501, 503)
@@ -203,7 +214,7 @@ def inference_routes(plane: DataPlane, guard: Guard) -> APIRouter:
             summary=f"Inference{suffix}",
         )
         async def infer(request: Request) -> Response:
-            return await _infer(plane, await guard.tenant(request), request)
+            return await inferring.answer(request)
 
     return router
 
@@ -212,10 +223,9 @@ class InferenceFirst:
     """ASGI middleware that takes inferences straight to their function: finding a route among all costs more than all
     else that a framework does for them. The routes above stay, for the document and for other methods."""
 
-    def __init__(self, app: Application, plane: DataPlane, guard: Guard) -> None:
+    def __init__(self, app: Application, inferring: Inferring) -> None:
         self._app = app
-        self._plane = plane
-        self._guard = guard
+        self._inferring = inferring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         named = _inference(scope) if scope["type"] == "http" and scope["method"] == "POST" else None
@@ -225,7 +235,7 @@ class InferenceFirst:
         scope["path_params"] = named
         request = Request(scope, receive, send)
         try:
-            response = await _infer(self._plane, await self._guard.tenant(request), request)
+            response = await self._inferring.answer(request)
         except CorepoolError as error:
             response = error_response(error)
         await response(scope, receive, send)
@@ -241,16 +251,46 @@ def _inference(scope: Scope) -> dict[str, str] | None:
     return None
 
 
-async def _infer(plane: DataPlane, who: Identity, request: Request) -> Response:
-    name, version = _named(request)
-    scope, headers = request.scope, headers_of(request.scope)
-    limit = min(scope["server_limit"], scope["body_limit"])
-    body, encoding = await read_buffer(request.receive), headers.get("content-encoding")
-    if encoding is not None:  # in a thread: a small body may become a large one
-        body = await asyncio.to_thread(unpacked, body, encoding, limit)
-    asked = read_request(name, version, body, headers.get(HEADER_LENGTH.lower()))
-    result = await _unless_gone(plane.infer(who, asked.request), request)
-    return _Answer(*write_response(asked, result))
+class Inferring:
+    """Answers requests for inferences: who asks and whether he may come in is decided before a body is read."""
+
+    def __init__(self, plane: DataPlane, guard: Guard, turnstile: Turnstile) -> None:
+        self._plane = plane
+        self._guard = guard
+        self._turnstile = turnstile
+
+    async def answer(self, request: Request) -> Response:
+        """Raises CorepoolError."""
+        who = await self._guard.tenant(request)
+        self._plane.refuse_when_draining()
+        self._turnstile.enter(who.tenant, self._guard.most(who))
+        try:
+            return await self._infer(who, request)
+        finally:
+            self._turnstile.leave(who.tenant)
+
+    async def _infer(self, who: Identity, request: Request) -> Response:
+        name, version = _named(request)
+        scope, headers = request.scope, headers_of(request.scope)
+        limit = min(scope["server_limit"], scope["body_limit"])
+        body, encoding = await self._body(who, request), headers.get("content-encoding")
+        if encoding is not None:  # in a thread: a small body may become a large one
+            body = await asyncio.to_thread(unpacked, body, encoding, limit)
+        asked = read_request(name, version, body, headers.get(HEADER_LENGTH.lower()))
+        result = await _unless_gone(self._plane.infer(who, asked.request), request)
+        return _Answer(*write_response(asked, result))
+
+    async def _body(self, who: Identity, request: Request) -> Buffer:
+        """The body, once it is the tenant's turn to have one read."""
+        cycle = request.scope.get("cycle")
+        if cycle is None or not cycle.more_body:  # it is there
+            return await read_buffer(request.receive)
+        cycle.flow.pause_reading()
+        done = await self._turnstile.read(who.tenant)
+        try:
+            return await read_buffer(request.receive)
+        finally:
+            done()
 
 
 class _Answer(Response):

@@ -5,6 +5,7 @@ It must not know what requests mean: each call asks the data plane.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, NoReturn, Protocol
@@ -21,6 +22,7 @@ from corepool.server.rpc.errors import code_of
 from corepool.server.rpc.messages import CALLS, MESSAGES, SERVICE, STREAMS
 from corepool.server.rpc.wire import check_size
 from corepool.server.traces import ident_of, request_id
+from corepool.server.turnstile import Pace, Turnstile
 
 
 class Context(Protocol):
@@ -52,12 +54,12 @@ def _decoded(name: str, data: bytes) -> Any:
         raise RequestError(f"the request is no {CALLS[name][0]} message") from None
 
 
-def handlers(plane: DataPlane, access: Access, log: RequestLog) -> grpc.GenericRpcHandler:
+def handlers(plane: DataPlane, access: Access, log: RequestLog, turnstile: Turnstile) -> grpc.GenericRpcHandler:
     """All calls of the service."""
-    calls = _Calls(plane)
+    calls, pace = _Calls(plane), Pace()
     made = {}
     for name, (_, answers) in CALLS.items():
-        guarded = _Guarded(name, access, log, getattr(calls, name))
+        guarded = _Guarded(name, access, log, getattr(calls, name), turnstile, pace)
         # Calls of one request are taken as streams of one, which look the same to clients: the library reads a lone
         # request to its end before it calls anybody, but a stream's when it is asked to.
         kind, method = (
@@ -72,11 +74,16 @@ def handlers(plane: DataPlane, access: Access, log: RequestLog) -> grpc.GenericR
 class _Guarded:
     """A call with what goes before and after it: who asks, errors, the log."""
 
-    def __init__(self, name: str, access: Access, log: RequestLog, call: Call) -> None:
+    def __init__(
+        self, name: str, access: Access, log: RequestLog, call: Call, turnstile: Turnstile, pace: Pace
+    ) -> None:
         self._name = name
+        self._infers = name == "ModelInfer"
         self._access = access
         self._log = log
         self._call = call
+        self._turnstile = turnstile
+        self._pace = pace
 
     async def unary(self, requests: AsyncIterator[bytes], context: Context) -> Any:
         """The answer to the only request, which is not read before it is known who sends it and that he may."""
@@ -90,6 +97,8 @@ class _Guarded:
             return answer
         except Exception as error:
             code = code_of(error)
+            if isinstance(error, TooManyRequestsError):
+                await asyncio.sleep(self._pace.wait_s(whose.tenant or _source(context)))
             await self._fail(error, context, ident)
         finally:
             self._written(code, begin, ident, context, whose)
@@ -99,11 +108,18 @@ class _Guarded:
             return await self._call(MESSAGES[CALLS[self._name][0]](), None, context)
         who = whose.now(await self._who(context))
         limit = self._access.admit(who, 0)
-        async for data in requests:
-            if len(data) > limit:
-                raise TooLargeError(f"the request has {len(data)} bytes; this key may send {limit}")
+        if not self._infers or not who.tenant:
+            return await self._answer(await _first(requests, limit), who, context, whose)
+        self._turnstile.enter(who.tenant, self._access.in_flight_limit(who.tenant))
+        try:
+            done = await self._turnstile.read(who.tenant)
+            try:
+                data = await _first(requests, limit)
+            finally:
+                done()
             return await self._answer(data, who, context, whose)
-        raise RequestError("the call ended without a request")
+        finally:
+            self._turnstile.leave(who.tenant)
 
     async def stream(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
         """One answer for each request, in order; what fails is told in the answer and ends nothing. The n-th request's
@@ -165,6 +181,15 @@ class _Guarded:
     def _note(self, error: Exception, code: grpc.StatusCode, ident: str) -> None:
         if code is grpc.StatusCode.INTERNAL:
             self._log.crashed(ident, error)
+
+
+async def _first(requests: AsyncIterator[bytes], limit: int) -> bytes:
+    """The only request of a call. Raises TooLargeError, and RequestError if there is none."""
+    async for data in requests:
+        if len(data) > limit:
+            raise TooLargeError(f"the request has {len(data)} bytes; this key may send {limit}")
+        return data
+    raise RequestError("the call ended without a request")
 
 
 class _Whose:
