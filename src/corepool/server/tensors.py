@@ -64,7 +64,7 @@ def check_shape(name: str, datatype: object, shape: object) -> tuple[int, ...]:
     for size in shape:
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
             raise RequestError(f"tensor {shown(name)}: {shown(size)} is no size of a dimension")
-    if math.prod(shape) > MAX_ELEMENTS:
+    if math.prod(shape) > MAX_ELEMENTS or max(shape, default=0) > MAX_ELEMENTS:  # no elements, but a huge dimension
         raise RequestError(f"tensor {shown(name)}: the shape has more than {MAX_ELEMENTS} elements")
     return tuple(shape)
 

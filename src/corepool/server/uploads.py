@@ -166,9 +166,9 @@ class Uploads:
                 raise StorageFullError(f"the upload cannot be stored: {error.strerror or error}") from None
             raise
         finally:
-            self._writing[tenant] -= written
-            if not self._writing[tenant]:
-                del self._writing[tenant]
+            others = self._writing.pop(tenant, 0) - written  # nothing is noted if not one byte came
+            if others:
+                self._writing[tenant] = others
         return path, head
 
 

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import resource
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -57,6 +58,7 @@ BAD: dict[str, Any] = {
     "no type": request(datatype=None),
     "another shape": request(shape=[1, 12, 12, 3]),
     "shape that wraps": request(shape=[1 << 33, 1 << 33]),
+    "no elements of a huge size": request(shape=[0, 1 << 63], data=[]),
     "negative size": request(shape=[1, 3, -12, -12]),
     "too few data": request(data=[1, 2, 3]),
     "too many data": request(data=[1] * 433),
@@ -64,6 +66,8 @@ BAD: dict[str, Any] = {
     "texts": request(data=["1"] * 432),
     "data and size": request(parameters={"binary_data_size": 432}),
     "parameters no object": request(parameters=[1]),
+    "parameters an empty list": request(parameters=[]),
+    "parameters of all no object": {**request(), "parameters": False},
     "binary size no number": request(parameters={"binary_data_size": "432"}, data=None),
     "id no text": {**request(), "id": 7},
     "priority no number": {**request(), "parameters": {"priority": "high"}},
@@ -178,7 +182,12 @@ def test_compressed_bodies_that_lie_are_refused(service: Service) -> None:
         (sound, "br", 501),
     ):
         refused(service.ask("POST", INFER, content=content, headers={"Content-Encoding": encoding}), status)
-    assert service.ask("POST", INFER, content=sound, headers={"Content-Encoding": "gzip"}).status_code == 200
+    plain = json.dumps(request()).encode()
+    for content, encoding in ((sound, "gzip"), (sound, "X-GZip"), (plain, "identity"), (plain, "")):
+        assert service.ask("POST", INFER, content=content, headers={"Content-Encoding": encoding}).status_code == 200
+    for method, path in (("POST", "/v2/repository/index"), ("PUT", "/v2/corepool/models/packed/versions/1/model"),
+                         ("POST", "/v2/corepool/leases")):  # fmt: skip
+        refused(service.ask(method, path, content=sound, headers={"Content-Encoding": "gzip"}))
 
 
 def raw(service: Service, data: bytes, wait_s: float = 10.0) -> bytes:
@@ -221,6 +230,34 @@ def test_connections_that_break_the_rules_are_answered_and_closed(service: Servi
     status = int(got.split(b" ", 2)[1])
     assert status in (400, 404, 413), got[:200]
     assert json.loads(got.partition(b"\r\n\r\n")[2])["error"]
+
+
+@pytest.mark.parametrize("rubbish", [b"RUBBISH\r\n\r\n", b"GET /v2 HTTP/1.1\r\nX: " + b"y" * 200_000])
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_is_sound_before_rubbish_is_answered(service: Service, rubbish: bytes, count: int) -> None:
+    """Requests that are sent one after the other without waiting, and then what is none."""
+    body = json.dumps(request()).encode()
+    got = raw(service, (head(f"Content-Length: {len(body)}") + body) * count + rubbish)
+    assert [each[:3] for each in got.split(b"HTTP/1.1 ")[1 : count + 1]] == [b"200"] * count, got[:300]
+    assert got.count(b"HTTP/1.1 ") <= count + 1
+
+
+@pytest.mark.parametrize("start", [b"GET /", b"GET /v2 HTTP/1.1\r\nX: ", b"GET /v2 HTTP/1.1\r\nX"])
+def test_a_line_without_end_fills_no_memory(service: Service, start: bytes) -> None:
+    """The parser tells of a line when it is over: what came before that is counted as well."""
+    sent, begin = 0, time.monotonic()
+    with socket.create_connection(("127.0.0.1", service.ports.rest), timeout=10) as connection:
+        connection.sendall(start)
+        try:
+            while sent < 64 << 20 and not select.select([connection], [], [], 0)[0]:
+                sent += connection.send(b"y" * 65536)
+        except OSError:
+            pass
+        got = connection.recv(65536)
+    assert got.startswith(b"HTTP/1.1 400"), got
+    assert b"longer than" in got
+    assert sent < 64 << 20
+    assert time.monotonic() - begin < service.settings.limits.header_timeout_s
 
 
 @pytest.mark.parametrize("cut", [3, 40, 200, 500])

@@ -207,3 +207,18 @@ def test_room_is_given_back_whatever_happens() -> None:
         room.take("/a", 60)
 
     asyncio.run(work())
+
+
+def test_an_upload_of_which_nothing_comes_is_refused(tmp_path: Any) -> None:
+    settings = free_ports()
+    limits = settings.limits.model_copy(update={"upload_timeout_s": 0.3})
+    generator = running(tmp_path, settings.model_copy(update={"limits": limits}))
+    made = next(generator)
+    head = "PUT /v2/corepool/models/late/versions/1/model HTTP/1.1\r\nhost: x\r\nauthorization: Bearer key-alice\r\n"
+    with socket.create_connection(("127.0.0.1", made.ports.rest), 30) as client, client.makefile("rb") as file:
+        client.sendall(f"{head}content-length: 100\r\n\r\n".encode())
+        said = file.read()
+    assert said.startswith(b"HTTP/1.1 400"), said
+    assert b"did not arrive" in said
+    generator.close()
+    assert made.notes.crashes == []

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 
 from corepool.errors import RequestError, TooLargeError
-from corepool.server.rest.gate import read_body
+from corepool.server.rest.gate import read_body, refuse_packed
 
 MAX_BYTES = 1 << 16  # of such a body
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
@@ -93,6 +93,7 @@ Kind = TypeVar("Kind", bound=Body)
 
 async def read(request: Request, kind: type[Kind]) -> Kind:
     """The request's body as one of the kinds above. Raises RequestError that lists what is wrong, TooLargeError."""
+    refuse_packed(request.headers.get("content-encoding"))
     body = await read_body(request.receive)
     if len(body) > MAX_BYTES:
         raise TooLargeError(f"the body has {len(body)} bytes; the limit is {MAX_BYTES} here")

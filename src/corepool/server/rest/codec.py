@@ -134,7 +134,8 @@ def _an_object(value: object, what: str) -> dict[str, Any]:
 
 
 def _parameters(owner: Mapping[str, Any], what: str) -> dict[str, Any]:
-    return _an_object(owner.get("parameters") or {}, f"parameters of {what}")
+    given = owner.get("parameters")
+    return {} if given is None else _an_object(given, f"parameters of {what}")
 
 
 def _list(head: Mapping[str, Any], key: str) -> list[dict[str, Any]]:

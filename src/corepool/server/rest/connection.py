@@ -47,6 +47,7 @@ class _Connection(HttpToolsProtocol):
         self._within_head = False
         self._count = 0
         self._bytes = 0
+        self._unparsed = 0
         self._rest = 0  # bytes that an inference's body still lacks, if it is one whose length is known
         self._complaint = ""
         self._refused = False
@@ -67,7 +68,12 @@ class _Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self.parser is not None and not self._refused and not self.transport.is_closing():
+            began_before = self._within_head
             super().data_received(data)
+            if began_before and self._within_head:  # perhaps one endless line: the parser tells when it is over
+                self._unparsed += len(data)
+                if self._unparsed > self.limits.header_bytes:
+                    self._answer(400, f"request line and headers are longer than {self.limits.header_bytes} bytes")
             if self._within_head and self._late is None and not self._refused:
                 self._wait_for_headers()
             if self._rest >= LEAST_BYTES:
@@ -80,7 +86,7 @@ class _Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._count = self._bytes = self._rest = 0
+        self._count = self._bytes = self._rest = self._unparsed = 0
         self._within_head = True
 
     def on_url(self, url: bytes) -> None:
@@ -149,17 +155,23 @@ class _Connection(HttpToolsProtocol):
         raise RefusedError(text)
 
     def _answer(self, status: int, text: str) -> None:
-        """Answer without an application, and close. While another request is being answered, only close."""
+        """Answer without an application, and close. What came before and is sound is answered, and then the last."""
         self._stop_waiting()
         if self._refused or self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete and not cycle.more_body:
+            self._refused, cycle.keep_alive = True, False
+        elif cycle is None or cycle.response_complete or not cycle.response_started:
             body = error_body(text)
             head = (
                 f"HTTP/1.1 {status} {_REASONS[status]}\r\ncontent-type: application/json\r\n"
                 f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
             )
             self._refused = True
+            if cycle is not None and not cycle.response_complete:  # this was its answer
+                cycle.disconnected = True
+                cycle.message_event.set()
             self.told(status)
             self.transport.write(head.encode() + body)
             # A connection that is closed while data wait to be read is reset, and the answer may be lost with it.

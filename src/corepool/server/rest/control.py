@@ -23,7 +23,7 @@ from corepool.server.library import Library
 from corepool.server.rest import bodies, schemas
 from corepool.server.rest.context import Guard, role
 from corepool.server.rest.errors import schema, status_of
-from corepool.server.rest.gate import Receive
+from corepool.server.rest.gate import refuse_packed
 from corepool.server.rest.protocol import as_json
 
 PREFIX = "/v2/corepool"
@@ -126,7 +126,7 @@ def _upload_routes(router: APIRouter, library: Library, plane: DataPlane, guard:
     )
     async def upload(request: Request) -> Response:
         who, load = await guard.tenant(request), bodies.query_flag(request, "load", True)
-        made = await library.upload(who, *_version(request), blocks(request.receive), load)
+        made = await library.upload(who, *_version(request), blocks(request), load)
         return as_json(_compilation(made), 202)
 
     @router.put(
@@ -137,7 +137,7 @@ def _upload_routes(router: APIRouter, library: Library, plane: DataPlane, guard:
     )
     async def calibration(request: Request) -> schemas.Empty:
         who = await guard.tenant(request)
-        await library.uploads.put_calibration(who.tenant, *_version(request), blocks(request.receive))
+        await library.uploads.put_calibration(who.tenant, *_version(request), blocks(request))
         return schemas.Empty()
 
     @router.post(
@@ -208,10 +208,11 @@ def _compilation(one: Compiling) -> dict[str, Any]:
     }
 
 
-async def blocks(receive: Receive) -> AsyncIterator[bytes]:
-    """The body as it comes. Raises RequestError if the client leaves before its end."""
+async def blocks(request: Request) -> AsyncIterator[bytes]:
+    """The body as it comes. Raises RequestError if it is compressed, or the client leaves before its end."""
+    refuse_packed(request.headers.get("content-encoding"))
     while True:
-        message = await receive()
+        message = await request.receive()
         if message["type"] != "http.request":
             raise RequestError("the client left before the end of the body")
         yield message.get("body", b"")

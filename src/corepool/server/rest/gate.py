@@ -281,9 +281,9 @@ async def read_buffer(receive: Receive) -> Buffer:
 def unpacked(body: Buffer, encoding: str | None, limit: int) -> Buffer:
     """A body as it was before compression. Raises TooLargeError rather than unpack more than ``limit`` bytes,
     RequestError for data that are not what the header says, UnsupportedError for another encoding."""
-    if encoding is None or encoding.lower() == "identity":
+    if encoding is None or encoding.lower() in ("identity", ""):
         return body
-    if encoding.lower() not in ("gzip", "deflate"):
+    if encoding.lower() not in ("gzip", "x-gzip", "deflate"):
         raise UnsupportedError("bodies may be compressed with gzip or deflate only")
     unpack = zlib.decompressobj(wbits=47)  # either kind of header
     try:
@@ -295,6 +295,12 @@ def unpacked(body: Buffer, encoding: str | None, limit: int) -> Buffer:
     if not unpack.eof or unpack.unused_data:
         raise RequestError(f"the body is not sound {encoding.lower()} data: it is cut, or something follows it")
     return whole
+
+
+def refuse_packed(encoding: str | None) -> None:
+    """Raise RequestError for a compressed body where none is unpacked."""
+    if encoding is not None and encoding.lower() not in ("identity", ""):
+        raise RequestError("only the bodies of inferences may be compressed: send this one as it is")
 
 
 async def until_gone(receive: Receive) -> None:

@@ -33,6 +33,7 @@ from corepool.server.rest.gate import (
     Send,
     read_body,
     read_buffer,
+    refuse_packed,
     unpacked,
     until_gone,
 )
@@ -357,6 +358,7 @@ def _watch(request: Request, stop: Callable[[], None]) -> Callable[[], None]:
 
 async def _optional_object(request: Request) -> dict[str, Any]:
     """The body's JSON object, {} for none; files may be in it. Raises RequestError, TooLargeError."""
+    refuse_packed(request.headers.get("content-encoding"))
     body = await read_body(request.receive)
     value = load_json(body, len(body), MAX_VALUES) if body.strip() else {}
     if not isinstance(value, dict):
