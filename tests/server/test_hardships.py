@@ -359,3 +359,34 @@ def test_a_database_that_goes_and_comes_is_noticed_without_a_change(tmp_path: Pa
     no_traceback(tmp_path)
     said = [line for line in (tmp_path / "log").read_text().splitlines() if "ready again" in line]
     assert len(said) == 2
+
+
+def test_a_state_folder_removed_while_it_runs(tmp_path: Path) -> None:
+    """Inferences go on, nothing is promised that could not be kept, the server says that it is not ready, and ends."""
+    with server(tmp_path) as (process, url, admin):
+        headers = load_model(url, admin, tmp_path)
+        assert infer(url, headers).status_code == 200
+        before = leases(url, headers)
+        (tmp_path / "state").rename(tmp_path / "away")
+        becomes(url, tmp_path, (503, 0))
+        assert infer(url, headers).status_code == 200
+        body = {"name": "new", "cores": 1}
+        for answer in (
+            httpx.post(f"{url}/v2/corepool/leases", json=body, headers=headers, timeout=60),
+            httpx.put(f"{url}/v2/corepool/models/n/versions/1/model", content=b"x" * 100, headers=headers, timeout=60),
+            httpx.post(f"{url}/v2/corepool/tenants/t/keys", headers={"authorization": f"Bearer {admin}"}, timeout=60),
+        ):
+            assert answer.status_code in (500, 503, 507), answer.text
+            assert set(answer.json()) == {"error"}
+            assert "log has the details" not in answer.text
+        assert leases(url, headers).keys() == before.keys()
+        shutil.rmtree(tmp_path / "state", ignore_errors=True)
+        (tmp_path / "away").rename(tmp_path / "state")
+        becomes(url, tmp_path, (200, 1))
+        assert lease(url, headers)["state"] == "active"
+        shutil.rmtree(tmp_path / "state")
+        becomes(url, tmp_path, (503, 0))
+        assert infer(url, headers).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    no_traceback(tmp_path)

@@ -13,7 +13,7 @@ import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from corepool.errors import CorepoolError, NotFoundError, RequestError, StorageFullError, TooLargeError
+from corepool.errors import CorepoolError, NotFoundError, RequestError, StorageFullError, StoreError, TooLargeError
 from corepool.server.repository import CALIBRATION, ModelFolder, check_name, check_version
 from corepool.server.tensors import shown
 
@@ -137,6 +137,8 @@ class Uploads:
 
     def _version_folder(self, tenant: str, name: str, version: str) -> Path:
         folder = self.root / check_name(tenant) / check_name(name) / check_version(version)
+        if not self.root.parent.is_dir():  # not to be made anew: what is stored there would be all that there is
+            raise StoreError("the server's state folder is gone: nothing can be stored")
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return folder
 
