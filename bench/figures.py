@@ -304,10 +304,10 @@ def oracle(bench: Bench) -> list[Row]:
     Twice: from the layers' geometry, and from the decoded instructions that one core would execute.
     """
     exact = {"resnet50": 17_977_088, "vgg16": 63_218_176}
-    plain = Options(pixel_shapes=False, flatten=False)
+    plain = Options(pixel_shapes=False, flatten=False, fold_stem=False)
     rows = []
     for name in (n for n in bench.networks if n in exact):
-        graph = import_model(bench.model(name).onnx, fold_stem=False).graph
+        graph = import_model(bench.model(name).onnx).graph
         operations = lower(normalise(graph, CONFIG), CONFIG, flatten=False)
         layers = sum(array_steps(operation, CONFIG, Shape.ROW) for operation in operations)
         linked = link(compile_graph(graph, CONFIG, options=plain).package, [0], CONFIG)

@@ -18,7 +18,7 @@ TOY = "mobilenet_v1"  # the name under which the toy goes, since experiments loo
 class ToyLab(Lab):
     """Eight convolutions in the place of a network: about a millisecond on all cores."""
 
-    def graph(self, name: str, fold_stem: bool = True) -> Graph:
+    def graph(self, name: str) -> Graph:
         build = Builder(np.random.default_rng(5), 64, 52, 52)
         here = "input"
         for kernel in ((3, 3), (1, 1), (3, 3), (1, 1), (3, 3), (1, 1), (3, 3), (1, 1)):

@@ -93,17 +93,19 @@ def test_axes_of_size_one_may_be_left_out() -> None:
         numerics.to_map(vector, (("c",),), (6, 1, 1))
 
 
-@pytest.mark.parametrize(("kernel", "stride", "dilation", "left"), [(7, 2, 1, 3), (3, 1, 2, 0), (2, 4, 1, 1)])
-def test_folding_keeps_every_convolution(kernel: int, stride: int, dilation: int, left: int) -> None:
-    rng = np.random.default_rng(kernel)
+@pytest.mark.parametrize("rows", [(1, 1, 1, 0), (5, 2, 1, 1), (2, 3, 4, 2), (12, 1, 1, 3)])
+@pytest.mark.parametrize("columns", [(7, 2, 1, 3), (3, 1, 2, 0), (2, 4, 1, 1), (1, 1, 1, 0)])
+def test_folding_keeps_every_convolution(rows: tuple[int, ...], columns: tuple[int, ...]) -> None:
+    """Kernel, stride, dilation and padding in front, of rows and of columns; the kernel may be higher than the map."""
+    kernel, stride, dilation, before = zip(rows, columns, strict=True)
+    rng = np.random.default_rng(kernel[0])
     x = rng.integers(-128, 128, size=(3, 9, 20)).astype(np.int8)
-    weight = rng.integers(-128, 128, size=(4, 3, 5, kernel)).astype(np.int8)
-    window = {"dilation": (1, dilation), "pad_value": -9}
-    plain = numerics.conv2d(x, weight, stride=(2, stride), padding=(1, left, 2, 2), **window)
+    weight = rng.integers(-128, 128, size=(4, 3, *kernel)).astype(np.int8)
+    window = {"dilation": dilation, "pad_value": -9}
+    plain = numerics.conv2d(x, weight, stride=stride, padding=(*before, 2, 2), **window)
     packed = numerics.pack_fold(
-        x, kernel=kernel, stride=stride, dilation=dilation, left=left, pad_value=-9, width_out=plain.shape[2]
+        x, kernel=kernel, stride=stride, dilation=dilation, before=before, pad_value=-9, size=plain.shape[1:]
     )
-    assert packed.shape == (kernel * 3, 9, plain.shape[2])
-    folded = weight.transpose(0, 3, 1, 2).reshape(4, kernel * 3, 5, 1)
-    again = numerics.conv2d(packed, folded, stride=(2, 1), padding=(1, 0, 2, 0), pad_value=-9)
+    assert packed.shape == (kernel[0] * kernel[1] * 3, *plain.shape[1:])
+    again = numerics.conv2d(packed, weight.transpose(0, 2, 3, 1).reshape(4, -1, 1, 1))
     np.testing.assert_array_equal(again, plain)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from corepool.errors import InputError, PackageError
 from corepool.numerics import dequantise, quantise
+from corepool.runtime import packing
 from corepool.runtime.host import HostFold, HostPort, check_inputs, pack, unpack, unpack_float
 from corepool.runtime.packing import STRIP, Packer
 
@@ -27,17 +28,24 @@ VIEWS = {  # ONNX shapes as views of a map
 }
 
 
+def pairs(least: int, most: int) -> st.SearchStrategy[tuple[int, int]]:
+    return st.tuples(st.integers(least, most), st.integers(least, most))
+
+
 @st.composite
 def ports(draw: st.DrawFn, folded: bool = False) -> HostPort:
-    sizes = draw(st.tuples(st.integers(1, 19), st.integers(1, 5), st.integers(1, 9)))
+    sizes = draw(st.tuples(st.integers(1, 5 if folded else 19), st.integers(1, 5), st.integers(1, 9)))
     view = draw(st.sampled_from(list(VIEWS)))
     channels, height, width = sizes
     fold = None
     if folded:
-        kernel, stride, dilation = draw(st.integers(1, 7)), draw(st.integers(1, 4)), draw(st.integers(1, 3))
-        left = draw(st.integers(0, 6))
-        fold = HostFold(channels, width, kernel, stride, dilation, left, draw(st.integers(-128, 127)))
-        channels, width = channels * kernel, draw(st.integers(1, 12))
+        kernel, stride = draw(st.tuples(st.integers(1, 5), st.integers(1, 7))), draw(pairs(1, 4))
+        before = draw(st.tuples(st.integers(-2, 6), st.integers(0, 6)))
+        fold = HostFold(*sizes, kernel, stride, draw(pairs(1, 3)), before, draw(st.integers(-128, 127)))
+        channels, height, width = channels * kernel[0] * kernel[1], draw(st.integers(1, 7)), draw(st.integers(1, 12))
+        if draw(st.booleans()):  # rows that are as far apart in the source as in the map
+            sizes = (sizes[0], sizes[1], stride[1] * width)
+            fold = replace(fold, width=sizes[2])
     return HostPort(
         name="x",
         shape=VIEWS[view](*sizes),
@@ -93,9 +101,11 @@ def expected_words(port: HostPort, source: np.ndarray) -> np.ndarray:
                     value = source[channel, y, x]
                 else:
                     fold = port.fold
-                    column = x * fold.stride - fold.left + channel // fold.channels * fold.dilation
-                    inside = 0 <= column < fold.width
-                    value = source[channel % fold.channels, y, column] if inside else fold.pad_value
+                    tap, plane = divmod(channel, fold.channels)
+                    row = y * fold.stride[0] - fold.before[0] + tap // fold.kernel[1] * fold.dilation[0]
+                    column = x * fold.stride[1] - fold.before[1] + tap % fold.kernel[1] * fold.dilation[1]
+                    inside = 0 <= row < fold.height and 0 <= column < fold.width
+                    value = source[plane, row, column] if inside else fold.pad_value
                 words[channel // port.block, y, x, channel % port.block] = value
     return words
 
@@ -116,17 +126,35 @@ def test_packed_bytes_are_those_of_the_rules(port: HostPort, seed: int) -> None:
 @pytest.mark.parametrize(
     ("kernel", "stride", "left"), [(1, 1, 0), (3, 1, 1), (3, 2, 0), (7, 2, 3), (3, 4, 1), (5, 3, 2), (2, 2, 5)]
 )
-def test_many_rows_are_packed_as_few_are(kernel: int, stride: int, left: int) -> None:
-    """More rows than are laid at once, which stand as far apart in the source as in the map; and some that do not."""
+@pytest.mark.parametrize("rows", [(1, 1, 1, 0), (3, 1, 1, 1), (3, 2, 1, 0), (2, 1, 25, 4), (1, 3, 1, 0), (4, 4, 2, 2)])
+def test_many_rows_are_packed_as_few_are(
+    kernel: int, stride: int, left: int, rows: tuple[int, int, int, int]
+) -> None:  # fmt: skip
+    """More rows than are gathered at once, which stand as far apart in the source as in the map; and some that do
+    not. ``rows``: kernel, stride, dilation, above."""
+    high, down, apart, above = rows
     for width, source_width in ((6, 6 * stride), (6, 6 * stride + 1), (1, stride)):
-        fold = HostFold(3, source_width, kernel, stride, 1, left, -7)
-        axes = ((), ("c",), ("h",), ("w",))
-        for height in (STRIP - 1, STRIP, 2 * STRIP + 3):
-            port = HostPort(
-                "x", (1, 3, height, source_width), axes, "float32", 0.03, 5, 0, 3 * kernel, height, width, 8, fold
+        for source_height in (STRIP - 1, STRIP, 2 * STRIP + 3, 4 * STRIP):
+            height = max(1, (source_height + 2 * above - (high - 1) * apart - 1) // down + 1)
+            fold = HostFold(
+                3, source_height, source_width, (high, kernel), (down, stride), (apart, 1), (above, left), -7
+            )
+            port = replace(
+                PORT, shape=(1, 3, source_height, source_width), zero_point=5, channels=3 * high * kernel,
+                height=height, width=width, fold=fold,
             )  # fmt: skip
             array = values(port, height)
-            assert np.array_equal(Packer(port).pack(array), pack(port, array)), (width, source_width, height)
+            assert np.array_equal(Packer(port).pack(array), pack(port, array)), (width, source_width, source_height)
+
+
+@pytest.mark.parametrize("held", [1, 500, 4000])
+def test_rows_that_are_not_held_are_gathered_again(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "HELD", held)
+    for apart in (1, 3, 20):
+        fold = HostFold(3, 50, 12, (3, 3), (1, 2), (apart, 1), (apart, 1), 9)
+        port = replace(PORT, shape=(1, 3, 50, 12), channels=27, height=50, width=6, fold=fold)
+        array = values(port, apart)
+        assert np.array_equal(Packer(port).pack(array), pack(port, array)), apart
 
 
 @given(ports(), st.integers(0, 1000))
@@ -157,11 +185,18 @@ def test_packing_refuses_what_is_no_number() -> None:
 
 
 def test_folding_by_hand() -> None:
-    fold = HostFold(channels=1, width=4, kernel=3, stride=2, dilation=1, left=1, pad_value=-7)
+    fold = HostFold(1, 1, 4, kernel=(1, 3), stride=(1, 2), dilation=(1, 1), before=(0, 1), pad_value=-7)
     port = HostPort("x", (1, 1, 1, 4), ((), ("c",), ("h",), ("w",)), "int8", 1.0, 0, 0, 3, 1, 3, block=4, fold=fold)
     array = np.array([[[[10, 11, 12, 13]]]], dtype=np.int8)
     # column 0 covers sources -1 0 1, column 1 covers 1 2 3, column 2 covers 3 4 5
-    assert pack(port, array).view(np.int8).tolist() == [-7, 10, 11, 0, 11, 12, 13, 0, 13, -7, -7, 0]
+    expected = [-7, 10, 11, 0, 11, 12, 13, 0, 13, -7, -7, 0]
+    assert pack(port, array).view(np.int8).tolist() == Packer(port).pack(array).view(np.int8).tolist() == expected
+    # Rows instead: the same turned around, 2 rows of the kernel that stand 2 apart.
+    fold = HostFold(1, 4, 1, kernel=(2, 1), stride=(2, 1), dilation=(2, 1), before=(1, 0), pad_value=-7)
+    port = HostPort("x", (1, 1, 4, 1), ((), ("c",), ("h",), ("w",)), "int8", 1.0, 0, 0, 2, 3, 1, block=4, fold=fold)
+    array = np.array([[[[10], [11], [12], [13]]]], dtype=np.int8)
+    expected = [-7, 11, 0, 0, 11, 13, 0, 0, 13, -7, 0, 0]
+    assert pack(port, array).view(np.int8).tolist() == Packer(port).pack(array).view(np.int8).tolist() == expected
 
 
 PORT = HostPort("image", (1, 3, 2, 2), ((), ("c",), ("h",), ("w",)), "float32", 0.1, 0, 0, 3, 2, 2, block=8)
@@ -199,6 +234,10 @@ META = {
     "name": "x", "shape": [1, 9, 4], "axes": [[], ["c"], ["w"]], "dtype": "uint8", "scale": 0.1, "zero_point": -3,
     "offset": 64, "channels": 9, "height": 1, "width": 4, "fold": None,
 }  # fmt: skip
+FOLD = {
+    "channels": 3, "height": 9, "width": 4, "kernel": [3, 1], "stride": [4, 1], "dilation": [1, 1], "before": [1, 0],
+    "pad_value": 0,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -216,6 +255,14 @@ META = {
         {"offset": None},
         {"fold": {"channels": 9}},
         {"fold": {"channels": 9, "width": 4, "kernel": 2, "stride": 1, "dilation": 1, "left": 0, "pad_value": 0}},
+        {"fold": FOLD | {"kernel": [2, 2]}},
+        {"fold": FOLD | {"kernel": 3}},
+        {"fold": FOLD | {"kernel": [3, 1, 1]}},
+        {"fold": FOLD | {"channels": -3, "kernel": [3, -1]}},
+        {"fold": FOLD | {"stride": [0, 1]}},
+        {"fold": FOLD | {"dilation": [1, 0]}},
+        {"fold": FOLD | {"height": 0}},
+        {"fold": {"channels": 3}},
         {"shape": None},
     ],
 )
@@ -225,14 +272,23 @@ def test_unsound_descriptions_are_refused(change: dict[str, object]) -> None:
         HostPort.from_meta(META | change, 8)
 
 
+def test_folds_of_packages_are_read_old_ones_too() -> None:
+    """Packages made before rows were packed have whole numbers, for the columns alone."""
+    meta = META | {"shape": [1, 3, 9, 4], "axes": [[], ["c"], ["h"], ["w"]], "height": 2, "fold": FOLD}
+    assert HostPort.from_meta(meta, 8).fold == HostFold(3, 9, 4, (3, 1), (4, 1), (1, 1), (1, 0), 0)
+    old = {"channels": 3, "width": 8, "kernel": 3, "stride": 2, "dilation": 1, "left": 1, "pad_value": -4}
+    meta |= {"shape": [1, 3, 2, 8], "fold": old}
+    assert HostPort.from_meta(meta, 8).fold == HostFold(3, 2, 8, (1, 3), (1, 2), (1, 1), (0, 1), -4)
+
+
 def test_wrong_number_of_bytes_is_refused() -> None:
     with pytest.raises(InputError, match="31 bytes instead of 32"):
         unpack(PORT, np.zeros(31, dtype=np.uint8))
 
 
 def test_a_photo_is_packed_in_milliseconds() -> None:
-    fold = HostFold(channels=3, width=224, kernel=3, stride=2, dilation=1, left=1, pad_value=0)
-    port = replace(PORT, shape=(1, 3, 224, 224), channels=9, height=224, width=112, fold=fold)
+    fold = HostFold(3, 224, 224, kernel=(3, 3), stride=(2, 2), dilation=(1, 1), before=(1, 1), pad_value=0)
+    port = replace(PORT, shape=(1, 3, 224, 224), channels=27, height=112, width=112, fold=fold)
     array = np.random.default_rng(0).normal(size=port.shape).astype(np.float32)
     best = 1.0
     for _ in range(5):

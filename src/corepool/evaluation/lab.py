@@ -74,12 +74,11 @@ class Timing:
 
 
 class Need(NamedTuple):
-    """A package that an experiment will ask for: network, machine (None: the pool), options, stem folding."""
+    """A package that an experiment will ask for: network, machine (None: the pool), options."""
 
     name: str
     config: HardwareConfig | None = None
     options: Options | None = None
-    fold_stem: bool = True
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,8 @@ class Lab:
     config: HardwareConfig = field(default_factory=lambda: preset("u200"))
     networks: tuple[str, ...] = NETWORKS
     crew: Crew | None = None
-    _graphs: dict[tuple[str, bool], Graph] = field(default_factory=dict)
-    _import_s: dict[tuple[str, bool], float] = field(default_factory=dict)
+    _graphs: dict[str, Graph] = field(default_factory=dict)
+    _import_s: dict[str, float] = field(default_factory=dict)
     _packages: dict[str, ModelPackage] = field(default_factory=dict)
     _timings: dict[tuple[int, str, tuple[int, ...]], Timing] = field(default_factory=dict)
     _simulators: dict[str, Simulator] = field(default_factory=dict)
@@ -157,23 +156,20 @@ class Lab:
             write(name, path, seed=self.seed)
         return path
 
-    def graph(self, name: str, fold_stem: bool = True) -> Graph:
+    def graph(self, name: str) -> Graph:
         """The layer graph of a network."""
         from corepool.compiler.static.frontend.entry import import_model
 
-        key = (name, fold_stem)
-        if key not in self._graphs:
+        if name not in self._graphs:
             path = self.onnx(name)
             begin = time.perf_counter()
-            self._graphs[key] = import_model(path, fold_stem=fold_stem).graph
-            self._import_s[key] = time.perf_counter() - begin
-        return self._graphs[key]
+            self._graphs[name] = import_model(path).graph
+            self._import_s[name] = time.perf_counter() - begin
+        return self._graphs[name]
 
-    def package(
-        self, name: str, config: HardwareConfig | None = None, options: Options | None = None, fold_stem: bool = True
-    ) -> ModelPackage:
+    def package(self, name: str, config: HardwareConfig | None = None, options: Options | None = None) -> ModelPackage:
         """A network compiled for a machine (default: the pool); without its weights, since only time is asked for."""
-        need = Need(name, config, options, fold_stem)
+        need = Need(name, config, options)
         path = self._path(need)
         if path.name not in self._packages:
             if not path.exists():
@@ -191,7 +187,7 @@ class Lab:
     def _path(self, need: Need) -> Path:
         """Where a package is, by what it is made of."""
         options = None if need.options is None else asdict(need.options)
-        made_of = [need.name, self.seed, (need.config or self.config).fingerprint(), options, need.fold_stem]
+        made_of = [need.name, self.seed, (need.config or self.config).fingerprint(), options]
         return self.folder / f"{need.name}-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]}.cpk"
 
     def compile(self, need: Need) -> None:
@@ -199,14 +195,14 @@ class Lab:
         from corepool.compiler.static.compile import compile_graph
 
         self.warm_up()
-        config, graph = need.config or self.config, self.graph(need.name, need.fold_stem)
+        config, graph = need.config or self.config, self.graph(need.name)
         begin, cpu = time.perf_counter(), time.process_time()
         package = compile_graph(graph, config, options=need.options).package
         took, worked = time.perf_counter() - begin, time.process_time() - cpu
         path, weights = self._path(need), package.weights.nbytes
         fresh = path.with_name(f"fresh-{path.name}")
         replace(package, weights=np.zeros(0, np.uint8)).save(fresh, config)
-        read = self._import_s.get((need.name, need.fold_stem), 0.0)
+        read = self._import_s.get(need.name, 0.0)
         size = fresh.stat().st_size + weights
         cost = StaticCost(read, took, worked, size, weights, len(package.layers), len(package.code))
         with replacing(path.with_suffix(".json")) as file:

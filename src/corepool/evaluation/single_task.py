@@ -133,7 +133,7 @@ def _ladder(lab: Lab, ways: dict[str, dict[str, dict[str, float]]]) -> Table:
     """Every way on all cores, beside its roofline."""
     top = str(lab.config.cores)
     rows: list[tuple[Any, ...]] = []
-    for way, (title, _, _) in WAYS.items():
+    for way, (title, _) in WAYS.items():
         cells: list[Any] = []
         for name, row in ways.items():
             cells += [row[way][top], anchors.ROOFLINE[way][name] if way in anchors.ROOFLINE else None]

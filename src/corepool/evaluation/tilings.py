@@ -6,6 +6,7 @@ It must not know results. Only studies need this: the compiler itself deals tile
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,21 +27,22 @@ from corepool.evaluation.lab import Lab, Need, Timing
 
 Ints = npt.NDArray[np.int64]
 
-# Name: title, options, stem folding. The first four have the same plain array as the paper's machine.
-WAYS: dict[str, tuple[str, Options, bool]] = {
-    "width": ("width only", Options(False, False, False, ("width",)), False),
-    "channel": ("channel only", Options(False, False, False, ("channel",)), False),
-    "paper": ("best of width and channel: the paper", Options(False, False, False, ("width", "channel")), False),
-    "height": ("with height", Options(False, False, False, ("width", "channel", "height")), False),
-    "grid": ("any grid (2-D and more)", Options(False, False, False), False),
-    "best": ("any grid, pixel shapes, flattened rows, folded stem, whole network", Options(), True),
+_PLAIN = Options(pixel_shapes=False, flatten=False, whole_network=False, fold_stem=False)
+
+# Name: title, options. The first four have the same plain array as the paper's machine.
+WAYS: dict[str, tuple[str, Options]] = {
+    "width": ("width only", replace(_PLAIN, cuts=("width",))),
+    "channel": ("channel only", replace(_PLAIN, cuts=("channel",))),
+    "paper": ("best of width and channel: the paper", replace(_PLAIN, cuts=("width", "channel"))),
+    "height": ("with height", replace(_PLAIN, cuts=("width", "channel", "height"))),
+    "grid": ("any grid (2-D and more)", _PLAIN),
+    "best": ("any grid, pixel shapes, flattened rows, folded stem, whole network", Options()),
 }
 
 
 def need_of(name: str, way: str) -> Need:
     """The package for a way of tiling."""
-    _, options, fold_stem = WAYS[way]
-    return Need(name) if way == "best" else Need(name, None, options, fold_stem)
+    return Need(name) if way == "best" else Need(name, None, WAYS[way][1])
 
 
 def timing(lab: Lab, name: str, way: str, cores: int) -> Timing:

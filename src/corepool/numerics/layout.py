@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 Axes = tuple[tuple[str, ...], ...]
+Pair = tuple[int, int]  # rows, columns
 Int8Array = npt.NDArray[np.int8]
 _ORDER = "chw"
 
@@ -35,17 +36,19 @@ def from_map(values: npt.NDArray[Any], axes: Axes, shape: tuple[int, ...]) -> np
 
 
 def pack_fold(
-    x: Int8Array, *, kernel: int, stride: int, dilation: int, left: int, pad_value: int, width_out: int
+    x: Int8Array, *, kernel: Pair, stride: Pair, dilation: Pair, before: Pair, pad_value: int, size: Pair
 ) -> Int8Array:
-    """Packs kernel columns into channels: int8 [C, H, W] to [kernel * C, H, width_out].
+    """Packs kernel rows and columns into channels: int8 [C, H, W] to [kernel[0] * kernel[1] * C, *size].
 
-    Channel ``t * C + c`` of column ``x`` is channel ``c`` of source column ``x * stride - left + t * dilation``, or
+    Channel ``(i * kernel[1] + j) * C + c`` of row ``y`` and column ``x`` is channel ``c`` of the source's row
+    ``y * stride[0] - before[0] + i * dilation[0]`` and column ``x * stride[1] - before[1] + j * dilation[1]``, or
     ``pad_value`` where that lies outside the source.
     """
-    channels, height, width = x.shape
-    packed = np.full((kernel, channels, height, width_out), pad_value, dtype=np.int8)
-    for t in range(kernel):
-        source = np.arange(width_out) * stride - left + t * dilation
-        inside = (source >= 0) & (source < width)
-        packed[t][:, :, inside] = x[:, :, source[inside]]
-    return packed.reshape(kernel * channels, height, width_out)
+    packed = np.full((*kernel, x.shape[0], *size), pad_value, dtype=np.int8)
+    for i, j in np.ndindex(*kernel):
+        at = [
+            np.arange(n) * s - b + t * d for n, s, b, t, d in zip(size, stride, before, (i, j), dilation, strict=True)
+        ]
+        rows, columns = (np.flatnonzero((a >= 0) & (a < n)) for a, n in zip(at, x.shape[1:], strict=True))
+        packed[i, j][:, rows[:, None], columns] = x[:, at[0][rows][:, None], at[1][columns]]
+    return packed.reshape(-1, *size)

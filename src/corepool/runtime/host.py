@@ -18,20 +18,45 @@ from corepool.numerics import from_map, to_map
 
 Array = npt.NDArray[Any]
 ByteArray = npt.NDArray[np.uint8]
+Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class HostFold:
-    """How columns of the source image are packed into channels: channel ``t * channels + c`` of packed column ``x`` is
-    channel ``c`` of source column ``x * stride - left + t * dilation``, or ``pad_value`` outside the source."""
+    """How rows and columns of the source image are packed into channels: channel ``(i * kernel[1] + j) * channels + c``
+    of the packed row ``y`` and column ``x`` is channel ``c`` of the source's row ``y * stride[0] - before[0] + i *
+    dilation[0]`` and column ``x * stride[1] - before[1] + j * dilation[1]``, or ``pad_value`` outside the source.
+    Pairs are rows, columns."""
 
-    channels: int
+    channels: int  # of the source, as height and width
+    height: int
     width: int
-    kernel: int
-    stride: int
-    dilation: int
-    left: int
+    kernel: Pair
+    stride: Pair
+    dilation: Pair
+    before: Pair
     pad_value: int
+
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any], height: int) -> HostFold:
+        """As a package describes the fold of a map of ``height`` rows. Packages made before rows were packed too have
+        whole numbers, for the columns, in place of pairs. Raises what dictionaries and numbers raise."""
+        if "left" in meta:
+            kernel, stride, dilation = ((1, int(meta[name])) for name in ("kernel", "stride", "dilation"))
+            before = 0, int(meta["left"])
+        else:
+            kernel, stride, dilation, before = (
+                _pair(meta[name]) for name in ("kernel", "stride", "dilation", "before")
+            )
+            height = int(meta["height"])
+        return cls(
+            int(meta["channels"]), height, int(meta["width"]), kernel, stride, dilation, before, int(meta["pad_value"])
+        )
+
+
+def _pair(value: Any) -> Pair:
+    rows, columns = value
+    return int(rows), int(columns)
 
 
 class Wanted(Protocol):
@@ -115,7 +140,7 @@ class HostPort:
                 height=int(meta["height"]),
                 width=int(meta["width"]),
                 block=block,
-                fold=None if meta.get("fold") is None else HostFold(**{k: int(v) for k, v in meta["fold"].items()}),
+                fold=None if meta.get("fold") is None else HostFold.from_meta(meta["fold"], int(meta["height"])),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PackageError(
@@ -134,7 +159,10 @@ class HostPort:
         if self.dtype not in ("float32", "int8", "uint8") or not self.scale > 0 or not -128 <= self.zero_point <= 127:
             raise PackageError(f"port {self.name!r}: type {self.dtype}, scale {self.scale} or zero point is impossible")
         fold = self.fold
-        if fold is not None and (fold.kernel < 1 or fold.stride < 1 or fold.kernel * fold.channels != self.channels):
+        if fold is not None and (
+            min(*self.map_shape, *fold.kernel, *fold.stride, *fold.dilation) < 1
+            or fold.kernel[0] * fold.kernel[1] * fold.channels != self.channels
+        ):
             raise PackageError(f"port {self.name!r}: folding does not give {self.channels} channels")
         if self.offset < 0 or min(self.channels, self.height, self.width) < 1:
             raise PackageError(f"port {self.name!r}: place or size is impossible")
@@ -149,7 +177,7 @@ class HostPort:
     def map_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the map before folding: what the ONNX tensor is a view of."""
         if self.fold is not None:
-            return self.fold.channels, self.height, self.fold.width
+            return self.fold.channels, self.fold.height, self.fold.width
         return self.channels, self.height, self.width
 
     @cached_property
@@ -241,20 +269,21 @@ def pack(port: HostPort, array: Array, checked: bool = False) -> ByteArray:
 
 
 def _fold(planes: npt.NDArray[np.int8], source: npt.NDArray[np.int8], fold: HostFold) -> None:
-    """Fill the first ``kernel * channels`` planes [., H, W] from the source [channels, H, source width]."""
-    width_out = planes.shape[2]
-    for tap in range(fold.kernel):
-        target = planes[tap * fold.channels : (tap + 1) * fold.channels]
-        shift = tap * fold.dilation - fold.left  # source column of packed column x: x * stride + shift
-        first = max(0, -(shift // fold.stride))  # first x with x * stride + shift >= 0
-        last = min(width_out, (fold.width - 1 - shift) // fold.stride + 1)
-        if last <= first:
-            target[...] = fold.pad_value
-            continue
-        target[:, :, :first] = fold.pad_value
-        target[:, :, last:] = fold.pad_value
-        begin = first * fold.stride + shift
-        target[:, :, first:last] = source[:, :, begin : begin + (last - first - 1) * fold.stride + 1 : fold.stride]
+    """Fill the first ``kernel[0] * kernel[1] * channels`` planes [., H, W] from the source [channels, its H, its W]."""
+    used = fold.kernel[0] * fold.kernel[1] * fold.channels
+    planes[:used] = fold.pad_value
+    for number, tap in enumerate(np.ndindex(*fold.kernel)):
+        to, of = [], []
+        for axis in (0, 1):
+            stride, shift = fold.stride[axis], tap[axis] * fold.dilation[axis] - fold.before[axis]
+            # Places x of the packed map whose place x * stride + shift of the source there is.
+            first = max(0, -(shift // stride))
+            last = min(planes.shape[1 + axis], (source.shape[1 + axis] - 1 - shift) // stride + 1)
+            begin = first * stride + shift
+            to.append(slice(first, max(first, last)))
+            of.append(slice(begin, max(begin, begin + (last - first - 1) * stride + 1), stride))
+        part = planes[number * fold.channels : (number + 1) * fold.channels]
+        part[:, to[0], to[1]] = source[:, of[0], of[1]]
 
 
 def unpack(port: HostPort, data: ByteArray) -> Array:

@@ -20,9 +20,13 @@ Int = Any  # a machine integer: Python's outside, an int64 in compiled code
 Float = Any
 Floats = npt.NDArray[np.float32]
 Int8s = npt.NDArray[np.int8]
-Words = npt.NDArray[np.uint64]  # or uint32
+Ints = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]  # or uint32 or uint8
+Rows = tuple[Int, Int, Int, Int]
+Columns = tuple[Int, Int, Int, Int, Int, Int]
 
-STRIP = 16  # rows that are laid at once: they stay in the first cache
+STRIP = 16  # rows that are gathered at once: they stay in the first cache
+HELD = 1 << 22  # bytes of gathered rows that are held at most, if one row is not more
 
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
 _compiled = njit(**_OPTIONS)
@@ -44,36 +48,79 @@ def _quantise(source: Floats, scale: Float, low: Float, high: Float, zero_point:
 
 
 @_compiled
-def _lay(codes: Int8s, fold: tuple[Int, Int, Int, Int, Int], channels: Int, row: Words, words: Words) -> None:
-    """Fill ``words`` [blocks, height, width, chunks] from ``codes`` [source channels, height, source width].
+def _lay(codes: Int8s, rows: Rows, columns: Columns, held: Words, holds: Ints, words: Words) -> None:
+    """Fill ``words`` [blocks, height, width, chunks] from ``codes`` [source channels, source height, source width].
 
-    ``fold``: stride, dilation, left, value outside, bytes of a chunk. Channel ``t * source channels + c`` of column
-    ``x`` is channel ``c`` of source column ``x * stride - left + t * dilation``. ``row`` is room for STRIP rows.
+    ``rows``: kernel, stride, dilation, before. ``columns``: the same, and the value outside, and bytes of a chunk. What
+    a row of the source brings to the channels, packed by columns, is held for the rows of the map that need it too: in
+    ``held`` [chunks of a row, held rows and one that is all outside, width], of the rows ``holds``.
     """
-    stride, dilation, left, outside, each = fold
-    blocks, height, width, chunks = words.shape
-    planes, source_width = codes.shape[0], codes.shape[2]
-    # Rows that stand in the source just as far apart as in the map are laid as one long row: loops over short ones take
-    # most of their time to begin and to end.
-    strip = min(height, STRIP) if source_width == stride * width else 1
-    for b in range(blocks):
-        for k in range(chunks):
-            begin = (b * chunks + k) * each
-            for y in range(0, height, strip):
-                rows = min(strip, height - y)
-                target = row[: rows * width]
-                target[:] = 0
-                for channel in range(begin, min(begin + each, channels)):
-                    shift = channel // planes * dilation - left
-                    at = np.uint64(8 * (channel - begin))
-                    source = codes[channel % planes, y : y + rows].reshape(-1)
-                    _lay_row(source, shift, stride, outside, at, target)
-                    if rows > 1:
-                        _mend_ends(source_width, shift, stride, outside, at, width, target)
-                at_row = words[b, y : y + rows, :, k]
-                for r in range(rows):
-                    for x in range(width):
-                        at_row[r, x] = target[r * width + x]
+    high, down, apart, above = rows
+    each = columns[5]
+    height, width = words.shape[1:3]
+    flat, source_rows, places = words.reshape(-1), codes.shape[1], len(holds)
+    size = columns[0] * codes.shape[0]  # bytes that a row of the source brings
+    # Rows that stand in the source just as far apart as in the map are gathered as one long row: loops over short ones
+    # take most of their time to begin and to end. That needs rows of which most are wanted.
+    joined = codes.shape[2] == columns[1] * width and down <= 2 * high
+    most = min(STRIP, places - (high - 1) * apart) if joined else 1
+    holds[:] = -1
+    for y in range(height):
+        for tap in range(high):
+            row = y * down - above + tap * apart
+            place = places
+            if 0 <= row < source_rows:
+                place = row % places
+                if holds[place] != row:
+                    count = max(1, min(most, places - place, source_rows - row))
+                    for n in range(count):
+                        holds[place + n] = row + n
+                    for part in range(len(held)):
+                        gathered = held[part, place : place + count].reshape(-1)
+                        _gather(codes, row, count, part * each, columns, width, gathered)
+            for part in range(len(held)):
+                chunk, over = divmod(tap * size + part * each, each)
+                _put(held[part, place], over, chunk, y, words.shape, each, flat)
+                if over + min(each, size - part * each) > each:
+                    _put(held[part, place], over - each, chunk + 1, y, words.shape, each, flat)
+
+
+@_compiled
+def _gather(codes: Int8s, row: Int, count: Int, first: Int, columns: Columns, width: Int, target: Words) -> None:
+    """Fill ``target`` [count * width] with the channels from ``first`` on that ``count`` rows of the source bring."""
+    kernel, stride, dilation, left, outside, each = columns
+    target[:] = 0
+    for channel in range(first, min(first + each, kernel * codes.shape[0])):
+        tap, plane = divmod(channel, codes.shape[0])
+        at = np.uint64(8 * (channel - first))
+        _lay_row(codes[plane, row : row + count].reshape(-1), tap * dilation - left, stride, outside, at, target)
+        if count > 1:
+            _mend_ends(codes.shape[2], tap * dilation - left, stride, outside, at, width, target)
+
+
+@_compiled
+def _put(
+    source: Words, over: Int, chunk: Int, y: Int, shape: tuple[Int, Int, Int, Int], each: Int, flat: Words
+) -> None:  # fmt: skip
+    """Put a row's chunks ``over`` bytes into chunk ``chunk`` of row ``y`` of the map; what begins it, clears it."""
+    height, width, chunks = shape[1:]
+    begin = (chunk // chunks * height + y) * width * chunks + chunk % chunks
+    if chunks == 1:
+        _move(source, over, flat[begin : begin + width])
+    else:
+        _move(source, over, flat[begin : begin + width * chunks : chunks])
+
+
+@_compiled
+def _move(source: Words, over: Int, target: Words) -> None:
+    if over > 0:
+        by = np.uint64(8 * over)
+        for x in range(len(source)):
+            target[x] |= np.uint64(source[x]) << by
+    else:
+        by = np.uint64(-8 * over)
+        for x in range(len(source)):
+            target[x] = np.uint64(source[x]) >> by
 
 
 @_compiled
@@ -124,14 +171,14 @@ def _mend_ends(
 
 @_compiled
 def _quantise_and_lay(
-    source: Floats, scales: tuple[Float, Float, Float, Float], codes: Int8s,
-    fold: tuple[Int, Int, Int, Int, Int], channels: Int, row: Words, words: Words,
+    source: Floats, scales: tuple[Float, Float, Float, Float], codes: Int8s, rows: Rows, columns: Columns, held: Words,
+    holds: Ints, words: Words,
 ) -> Int:  # fmt: skip
     """Both in one go, so that the interpreter is given away once. Returns whether a value was NaN."""
     scale, low, high, zero_point = scales
     unsound = _quantise(source.reshape(-1), scale, low, high, zero_point, codes.reshape(-1))
     if not unsound:
-        _lay(codes, fold, channels, row, words)
+        _lay(codes, rows, columns, held, holds, words)
     return unsound
 
 
@@ -141,13 +188,22 @@ class Packer:
     def __init__(self, port: HostPort) -> None:
         self.port = port
         unit = np.dtype(np.uint64 if port.block % 8 == 0 else np.uint32 if port.block % 4 == 0 else np.uint8)
+        each = unit.itemsize
         blocks = -(-port.channels // port.block)
-        self._words = np.zeros((blocks, port.height, port.width, port.block // unit.itemsize), unit)
+        self._words = np.zeros((blocks, port.height, port.width, port.block // each), unit)
         self._bytes = self._words.reshape(-1).view(np.uint8)
         self._codes = np.zeros(port.map_shape, np.int8)
-        self._row = np.zeros(port.width * STRIP, unit)
-        fold = port.fold or HostFold(port.channels, port.width, 1, 1, 1, 0, 0)
-        self._fold = (fold.stride, fold.dilation, fold.left, fold.pad_value, unit.itemsize)
+        channels, height, width = port.map_shape
+        fold = port.fold or HostFold(channels, height, width, (1, 1), (1, 1), (1, 1), (0, 0), 0)
+        rows, columns = zip(fold.kernel, fold.stride, fold.dilation, fold.before, strict=True)
+        parts = -(-columns[0] * channels // each)
+        span = (rows[0] - 1) * rows[2] + 1
+        room = max(1, min(height, span + STRIP, HELD // (parts * port.width * each)))
+        held = np.zeros((parts, room + 1, port.width), unit)
+        lanes = held.view(np.uint8).reshape(parts, room + 1, port.width, each)
+        for channel in range(columns[0] * channels):
+            lanes[channel // each, room, :, channel % each] = fold.pad_value % 256
+        self._room = rows, (*columns, fold.pad_value, each), held, np.zeros(room, np.int64), self._words
         zero = port.zero_point
         self._scales = tuple(np.float32(value) for value in (port.scale, -128 - zero, 127 - zero, zero))
 
@@ -160,13 +216,12 @@ class Packer:
         else:
             source = np.ascontiguousarray(to_map(array, port.axes, port.map_shape))
         if self.port.dtype == "float32":
-            room = self._fold, self.port.channels, self._row, self._words
-            if _quantise_and_lay(source, self._scales, self._codes, *room):
+            if _quantise_and_lay(source, self._scales, self._codes, *self._room):
                 raise InputError(f"wrong input: {self.port.name!r} holds NaN; expected: {self.port.text}")
             return self._bytes
         if self.port.dtype == "uint8":
             codes = np.bitwise_xor(source, np.uint8(0x80), out=self._codes.view(np.uint8)).view(np.int8)
         else:
             codes = source
-        _lay(codes, self._fold, self.port.channels, self._row, self._words)
+        _lay(codes, *self._room)
         return self._bytes

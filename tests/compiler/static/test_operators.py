@@ -329,21 +329,6 @@ def test_the_end_runs_on_the_host(new_net: NewNet, end: str) -> None:
     assert graph.tail
 
 
-@pytest.mark.parametrize("fold", [False, True])
-@pytest.mark.parametrize("geometry", [(7, 2, 3, 1), (3, 2, 1, 1), (3, 1, 0, 2)])
-def test_stem_folding_changes_no_bit(new_net: NewNet, fold: bool, geometry: tuple[int, int, int, int]) -> None:
-    kernel, stride, pad, dilation = geometry
-    net = new_net(19)
-    options = {"strides": [stride] * 2, "pads": [pad, pad, pad, pad], "dilations": [dilation] * 2}
-    y = net.op("Conv", [net.input([1, 3, 21, 19]), net.weight([6, 3, kernel, kernel])], **options)
-    graph = net.check(net.q(net.op("Relu", [y])), fold_stem=fold).graph
-    assert (graph.tensors[graph.inputs[0].tensor].fold is not None) == fold
-    assert graph.layers[0].weight.shape == ((6, 3 * kernel, kernel, 1) if fold else (6, 3, kernel, kernel))
-    assert graph.macs(graph.layers[0]) == 6 * 3 * kernel * kernel * int(
-        np.prod(graph.tensors[graph.outputs[0].tensor].shape[1:])
-    )
-
-
 def test_several_inputs_and_outputs_some_of_them_codes(new_net: NewNet) -> None:
     net = new_net(20)
     a, b = net.input([1, 8, 4, 4]), net.input([1, 8, 4, 4])

@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from corepool.compiler.dynamic.linker import link
 from corepool.compiler.model import ModelPackage
 from corepool.compiler.static import codegen
 from corepool.compiler.static.choose import choose, instruction_cost, predict
+from corepool.compiler.static.clock import run_time
 from corepool.compiler.static.graph import Graph, Port
 from corepool.compiler.static.lower import Operation, lower, normalise
 from corepool.compiler.static.memory import align, place_constants, place_maps
 from corepool.compiler.static.order import in_order
 from corepool.compiler.static.search import BANDS
+from corepool.compiler.static.stem import fold_stems
 from corepool.compiler.static.tiling import MAX_CORES, Options, Tiling, best_shape, shapes_of, tilings
 from corepool.compiler.tables import IDLE
 from corepool.config import HardwareConfig
@@ -70,6 +74,9 @@ def compile_graph(
     options = options or Options()
     if not graph.layers:
         raise ModelError(f"{graph.name}: the network has no layer for the device")
+    if options.fold_stem:
+        tell("folding", 0.0)
+        graph = fold_stems(graph, config, partial(_trial, config=config, options=options))
     graph = in_order(normalise(graph, config))
     tell("lowering", 0.0)
     operations = lower(graph, config, options.flatten)
@@ -107,6 +114,17 @@ def compile_graph(
     tell("done", 1.0)
     report = {"compile_graph_s": time.perf_counter() - started}
     return Compiled(package, graph, config, report)
+
+
+def _trial(graph: Graph, config: HardwareConfig, options: Options) -> int:
+    """What a few layers cost, each tiled as is best for it alone: cycles times cores, by the device's clock, summed up
+    for one core and for one, two, ... whole banks."""
+    options = replace(options, fold_stem=False, whole_network=False)
+    package = compile_graph(graph, config, options=options).package
+    offset, cost = package.meta["window"]["streams_offset"], 0
+    for n in {1, *range(config.cores_per_bank, min(config.cores, MAX_CORES) + 1, config.cores_per_bank)}:
+        cost += n * run_time(link(package, range(n), config).streams, offset, config)
+    return cost
 
 
 def _prune(layers: list[_Layer], choice: npt.NDArray[np.int32]) -> None:

@@ -20,18 +20,20 @@ Padding = tuple[int, int, int, int]  # top, left, bottom, right
 
 @dataclass(frozen=True)
 class Fold:
-    """How the host packs kernel columns of the network's image into channels before upload (stem folding).
+    """How the host packs kernel rows and columns of the network's image into channels before upload (stem folding).
 
-    Channel ``t * channels + c`` of packed column ``x`` is channel ``c`` of source column ``x * stride - left + t *
-    dilation``, or ``pad_value`` outside the source.
+    Channel ``(i * kernel[1] + j) * channels + c`` of the packed row ``y`` and column ``x`` is channel ``c`` of the
+    source's row ``y * stride[0] - before[0] + i * dilation[0]`` and column ``x * stride[1] - before[1] + j *
+    dilation[1]``, or ``pad_value`` outside the source. Pairs are rows, columns.
     """
 
-    channels: int
-    width: int  # of the source
-    kernel: int
-    stride: int
-    dilation: int
-    left: int
+    channels: int  # of the source, as height and width
+    height: int
+    width: int
+    kernel: Pair
+    stride: Pair
+    dilation: Pair
+    before: Pair
     pad_value: int
 
 
@@ -142,6 +144,7 @@ class Conv(Layer):
     residual: Residual | None = None
     lut_after_add: bool = False
     copy: bool = False  # weights 0 and 1 that only move channels: no work of the network's own
+    taps: int = 0  # products of an output value that are work of the network's own; 0: one for each weight
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -286,5 +289,4 @@ class Graph:
         if not isinstance(layer, Conv) or layer.copy:
             return 0
         out = self.tensors[layer.output]
-        _, per_group, kh, kw = layer.weight.shape
-        return int(out.channels * out.height * out.width * per_group * kh * kw)
+        return int(out.channels * out.height * out.width * (layer.taps or layer.weight[0].size))

@@ -57,10 +57,10 @@ def _input_map(graph: Graph, port: Port, array: npt.NDArray[Any]) -> Int8Array:
     fold = tensor.fold
     if fold is None:
         return np.ascontiguousarray(numerics.to_map(codes, port.axes, tensor.shape))
-    image = numerics.to_map(codes, port.axes, (fold.channels, tensor.height, fold.width))
+    image = numerics.to_map(codes, port.axes, (fold.channels, fold.height, fold.width))
     return numerics.pack_fold(
-        image, kernel=fold.kernel, stride=fold.stride, dilation=fold.dilation, left=fold.left, pad_value=fold.pad_value,
-        width_out=tensor.width,
+        image, kernel=fold.kernel, stride=fold.stride, dilation=fold.dilation, before=fold.before,
+        pad_value=fold.pad_value, size=tensor.shape[1:],
     )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ class Options:
     flatten: bool = True
     whole_network: bool = True  # choose tilings with regard to the layers that read the results
     cuts: tuple[str, ...] = ()  # deal only whole parts in one of these directions: width, height, channel; () is free
+    fold_stem: bool = True  # pack the kernel of a first convolution into its few channels, as suits best
 
 
 class Cut(NamedTuple):

@@ -33,11 +33,11 @@ class Imported:
     qdq_model: onnx.ModelProto
 
 
-def import_model(path: Path | str, calibration: Calibration | None = None, fold_stem: bool = True) -> Imported:
+def import_model(path: Path | str, calibration: Calibration | None = None) -> Imported:
     """Reads an ONNX file (float or QDQ) and builds its layer graph.
 
     ``calibration`` is needed for float models only: arrays [N, ...] by input name, a .npz file, or a folder; see
-    ``calibration.read_calibration``. ``fold_stem`` packs kernel columns of a first convolution into channels.
+    ``calibration.read_calibration``.
     Raises ModelError naming all that is wrong or unsupported, and CalibrationError for missing or unfit data.
     """
     path = Path(path)
@@ -60,7 +60,7 @@ def import_model(path: Path | str, calibration: Calibration | None = None, fold_
         raise
     except ModelError as error:
         raise ModelError(" ".join(f"{path}: {error}".split())) from None
-    return Imported(run_passes(graph, fold_stem=fold_stem), model)
+    return Imported(run_passes(graph), model)
 
 
 def _quantise(

@@ -12,17 +12,14 @@ from corepool.compiler.static.passes.copies import FuseCopies
 from corepool.compiler.static.passes.dead import RemoveDead
 from corepool.compiler.static.passes.pads import FusePads
 from corepool.compiler.static.passes.residual import FuseResiduals
-from corepool.compiler.static.passes.stem import FoldStem
 
-PASSES: tuple[type[Pass], ...] = (RemoveDead, FusePads, FuseCopies, FuseResiduals, FoldStem)
+PASSES: tuple[type[Pass], ...] = (RemoveDead, FusePads, FuseCopies, FuseResiduals)
 
 
-def run_passes(graph: Graph, fold_stem: bool = True) -> Graph:
-    """Runs all passes in place (without :class:`FoldStem` if told so) and returns the graph."""
+def run_passes(graph: Graph) -> Graph:
+    """Runs all passes in place and returns the graph."""
     check(graph)
     for kind in PASSES:
-        if kind is FoldStem and not fold_stem:
-            continue
         kind().run(graph)
         check(graph)
     return graph
