@@ -26,7 +26,7 @@ SMALL = 20_000  # cycles of one core: below, promises will do
 LAYERS = 3  # a trial is the convolution and the next layers, so many in all
 MOST_REACH = 31  # what an instruction can hold
 IN_PIECES = 8  # times as long: kernels that do not fit the memories are summed up piece by piece, for few pixels each
-CLOSE = 256  # of ways within a 256th of the best, that with the fewest bytes is taken, and of such that with the fewest rows
+CLOSE = 256  # of ways within a 256th of the best, the one with the fewest bytes is taken, then with the fewest rows
 
 
 @dataclass(frozen=True)
