@@ -61,7 +61,7 @@ class Turnstile:
     async def read(self, tenant: str) -> Callable[[], None]:
         """Wait until a body of the tenant may be read; call what this returns once that is done, or given up. A body
         that is slow to come makes room for the next one."""
-        if self._reading[tenant] >= self._most() or tenant in self._waiting:
+        if self.full(tenant):
             turn = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(tenant, deque()).append(turn)
             try:
@@ -85,6 +85,10 @@ class Turnstile:
 
         late = asyncio.get_running_loop().call_later(SLOW_S, done)
         return done
+
+    def full(self, tenant: str) -> bool:
+        """Whether a body of the tenant has to wait for its turn."""
+        return self._reading.get(tenant, 0) >= self._most() or tenant in self._waiting
 
     def _most(self) -> int:
         return READ_AMONG_OTHERS if self._crowded() else READ_ALONE

@@ -286,7 +286,8 @@ class Inferring:
         cycle = request.scope.get("cycle")
         if cycle is None or not cycle.more_body:  # it is there
             return await read_buffer(request.receive)
-        cycle.flow.pause_reading()
+        if self._turnstile.full(who.tenant):
+            cycle.flow.pause_reading()
         done = await self._turnstile.read(who.tenant)
         try:
             return await read_buffer(request.receive)
