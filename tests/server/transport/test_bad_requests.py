@@ -132,6 +132,13 @@ def test_what_is_not_there_is_not_found(service: Service, path: str) -> None:
     assert all(each.isprintable() for each in text)
 
 
+@pytest.mark.parametrize("query", ["=0", "afer=5", "after=1&after=2", "after=-1", "after=1e3", "limit=%ff", "limit="])
+def test_queries_that_mean_nothing_are_refused(service: Service, query: str) -> None:
+    refused(service.ask("GET", f"/v2/corepool/audit?{query}"))
+    if "after" not in query and "limit" not in query:
+        refused(service.ask("PUT", f"/v2/corepool/models/x/versions/1/model?{query}", content=b"x"))
+
+
 def test_not_yours_looks_like_not_there(service: Service) -> None:
     for suffix in ("", "/config", "/stats", "/ready", "/versions/1"):
         other = service.ask("GET", f"/v2/models/secret{suffix}")

@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from corepool.errors import RequestError, TooLargeError
 from corepool.server.rest.gate import read_body, refuse_packed
+from corepool.server.tensors import shown
 
 MAX_BYTES = 1 << 16  # of such a body
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
@@ -117,6 +118,16 @@ FILE_BODY: dict[str, Any] = {
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
+
+
+def check_queries(request: Request, *known: str) -> None:
+    """Raise RequestError for a query parameter that means nothing here, or is there twice."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    for name in names:
+        if name not in known:
+            raise RequestError(f"there is no query parameter {shown(name)} here, only {' and '.join(known)}")
+    if len(set(names)) < len(names):
+        raise RequestError("a query parameter is there twice")
 
 
 def query_flag(request: Request, name: str, default: bool) -> bool:

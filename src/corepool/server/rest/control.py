@@ -125,7 +125,9 @@ def _upload_routes(router: APIRouter, library: Library, plane: DataPlane, guard:
         summary="Upload an ONNX file or a package; it is compiled, then loaded unless load=false",
     )
     async def upload(request: Request) -> Response:
-        who, load = await guard.tenant(request), bodies.query_flag(request, "load", True)
+        who = await guard.tenant(request)
+        bodies.check_queries(request, "load")
+        load = bodies.query_flag(request, "load", True)
         made = await library.upload(who, *_version(request), blocks(request), load)
         return as_json(_compilation(made), 202)
 
@@ -149,7 +151,9 @@ def _upload_routes(router: APIRouter, library: Library, plane: DataPlane, guard:
         summary="Compile an uploaded model again",
     )
     async def compile_again(request: Request) -> Response:
-        who, load = await guard.tenant(request), bodies.query_flag(request, "load", True)
+        who = await guard.tenant(request)
+        bodies.check_queries(request, "load")
+        load = bodies.query_flag(request, "load", True)
         return as_json(_compilation(await library.compile(who, library.source(who, *_version(request)), load)), 202)
 
     for where in ("/models/{model}", path):

@@ -54,6 +54,7 @@ def tenancy_routes(tenants: Tenants, guard: Guard) -> APIRouter:
     )
     async def audit(request: Request) -> Response:
         who = await guard.who(request)
+        bodies.check_queries(request, "after", "limit")
         after = bodies.query_number(request, "after", 0, 1 << 53)
         limit = bodies.query_number(request, "limit", 1000, MOST_ROWS)
         return as_json([asdict(row) for row in await asyncio.to_thread(tenants.audits, who, after, limit)])
