@@ -113,6 +113,7 @@ def describe_layer(layer: int, t: Tables, state: State) -> None:
         run.row = run.block = run.in_row = run.in_block = run.operand_row = run.operand_block = NOWHERE
         run.row_end = run.block_end = run.in_row_end = run.in_block_end = 0
         run.operand_row_end = run.operand_block_end = run.first_step = run.behind_step = run.tail = 0
+        run.code = run.code_end = 0
         run.room = t.room[end] - t.room[begin]
         for p in range(begin, end):
             ifp = ifps[np.uint64(p)]
@@ -128,6 +129,10 @@ def describe_layer(layer: int, t: Tables, state: State) -> None:
         if begin < end:
             last = ifps[np.uint64(end - 1)]
             run.first_step, run.behind_step = ifps[np.uint64(begin)].first_step, last.first_step + last.steps
+            run.code = t.steps[np.uint64(run.first_step)].first_instruction
+            step = t.steps[np.uint64(run.behind_step - 1)]
+            counts = step.weight_loads + step.feature_loads + step.operand_loads + step.computes + step.saves
+            run.code_end = step.first_instruction + counts
 
 
 @hot

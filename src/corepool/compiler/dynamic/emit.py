@@ -23,8 +23,12 @@ from corepool.compiler.dynamic.patch import (
     write_sync,
 )
 from corepool.compiler.dynamic.readers import banks_of, near_regions, plan_readers, split_rows
-from corepool.compiler.dynamic.rings import LAST_GROUP, fetch_ahead, group_at, load_group, take
+from corepool.compiler.dynamic.rings import FURTHEST, LAST_GROUP, fetch_ahead, group_at, load_group, take
 from corepool.compiler.dynamic.rows import UNUSED, Int32Array, IntArray, Place, Rows, State, Tables
+from corepool.compiler.dynamic.vectors import fetch
+
+FIRST_FETCHED = 6  # instructions of a core and layer that are brought near the processor some layers before
+MOST_FETCHED = 64  # instructions of a core and layer that are brought near the processor while it writes those before
 
 
 @inlined
@@ -33,17 +37,17 @@ def _begin(stream: Any, groups: Rows) -> None:
     stream.feature_buffer, stream.slot, stream.slots = 1, 1, 2
     stream.feature_use = stream.feature_use1 = stream.compute1 = stream.compute2 = stream.waited = -1
     stream.save1 = stream.save2 = stream.group = stream.ahead = stream.fully = -1
-    stream.tail = stream.next = stream.used_weights = stream.used_parameters = stream.used_tables = 0
+    stream.tail = stream.next = stream.used = stream.pending = 0
     stream.saved1 = stream.saved2 = stream.saved3 = 0
     last = groups[LAST_GROUP]
-    last.weight = last.parameter = last.table = last.weights = last.parameters = last.tables = 0
+    last.places = last.sizes = 0
 
 
 @inlined
 def emit_layer(
-    layer: int, core: int, layers: Rows, ifps: Rows, steps: Rows, code: Rows, own: int, sizes: IntArray,
-    result_words: int, word_bytes: int, sync_cores: int, again: int, dealt: IntArray, run: Any, stream: Any,
-    groups: Rows, readers: IntArray, reach: Rows, near: Rows, spans: IntArray, parts: Rows, out: Rows, at: int,
+    layer: int, core: int, layers: Rows, ifps: Rows, briefs: Rows, results: Int32Array, code: Rows, own: int,
+    rings: int, half: int, result_words: int, word_bytes: int, sync_cores: int, again: int, dealt: IntArray, run: Any,
+    stream: Any, groups: Rows, readers: IntArray, reach: Int32Array, spans: IntArray, parts: Rows, out: Rows, at: int,
 ) -> int:  # fmt: skip
     """Write one core's packages of one layer to ``out[at]`` and on; returns the place behind.
 
@@ -56,13 +60,12 @@ def emit_layer(
             at += 1
         return at
     this = layers[layer]
-    buffers = np.int64(this.result_buffers)
-    result_size = result_words // buffers
-    half = sizes[3] // 2
+    buffers = np.int64(this.result_buffers)  # 2 or 4
+    result_size = result_words >> (buffers >> 1)
     everything, regions = readers[layer, 0], readers[layer, 1]
+    first_region = np.int64(this.first_consumer)
     if regions:
-        first = np.int64(this.first_consumer) * len(spans)
-        everything, regions = near_regions(run, everything, first, regions, reach, near)
+        everything, regions = near_regions(run, everything, first_region, regions, reach)
     banks = everything if everything else 1 << own
     parts_count = 1
     # What changes with every step is kept in variables while the layer is written.
@@ -70,66 +73,73 @@ def emit_layer(
     feature_uses, feature_uses1 = stream.feature_use, stream.feature_use1
     compute1, compute2, waited = stream.compute1, stream.compute2, stream.waited
     save1, save2, slot, slots = stream.save1, stream.save2, stream.slot, stream.slots
-    weight, parameter, table, used = 0, 0, 0, -1
+    saved1, saved2, saved3 = stream.saved1, stream.saved2, stream.saved3
+    places, used = np.int64(0), np.int64(-1)
     weight_key = np.int64(-1)
-    ahead, behind = stream.tail, stream.next  # the next group that may have been fetched ahead
+    ahead, behind = max(stream.tail, stream.pending), stream.next  # the next group that may have been fetched ahead
     feature_key = np.int64(-1)  # features never survive a SYNC
+    s = np.int64(run.first_step) - 1
     for p in range(begin, end):
-        ifp = ifps[np.uint64(p)]
         if regions:
             parts_count = 1
-            banks, partly = banks_of(ifp, everything, near, regions)
+            banks, partly = banks_of(results, p, everything, first_region, regions, reach)
             if partly:
-                parts_count = split_rows(ifp, banks, partly, near, regions, own, spans, parts)
+                parts_count = split_rows(
+                    ifps[np.uint64(p)], banks, partly, first_region, regions, reach, own, spans, parts
+                )  # fmt: skip
                 banks = parts[0].mask
             elif banks == 0:
                 banks = 1 << own
         save_count = 0
-        first_step = np.int64(ifp.first_step)
-        for s in range(first_step, first_step + ifp.steps):
-            step = steps[np.uint64(s)]
-            source = np.int64(step.first_instruction)
-            saves = np.int64(step.saves)
+        more = True
+        while more:
+            s += 1
+            step = briefs[np.uint64(s)]
+            more = step.last == 0
+            source, saves = np.int64(step.code), np.int64(step.saves)
+            weight_loads, feature_loads = np.int64(step.weight_loads), np.int64(step.feature_loads)
+            operand_loads, computes = np.int64(step.operand_loads), np.int64(step.computes)
             first_load = at
             wait = np.int64(-1)
-            if step.weight_loads and step.weight_key != weight_key:
+            if weight_loads and step.weight_key != weight_key:
                 weight_key = np.int64(step.weight_key)
                 if used >= 0:
                     group_at(groups, number).use = used
-                    used = -1
+                    used = np.int64(-1)
                 while ahead < behind and group_at(groups, ahead).layer < layer:
                     ahead += 1
+                    one_by_one()
                 group = group_at(groups, ahead)
                 if ahead < behind and group.layer == layer and group.key == weight_key:
                     number = ahead
                     ahead += 1
                 else:
                     number = stream.next
-                    wait = take(stream, groups, step, sizes, UNUSED)
+                    wait = take(stream, groups, step, rings, UNUSED)
                     group = group_at(groups, number)
                     load_group(step, layer, group, code, out, at)
-                    at += step.weight_loads
-                weight, parameter, table = group.weight, group.parameter, group.table
-            source += step.weight_loads
-            if step.feature_loads and step.feature_key != feature_key:
+                    at += weight_loads
+                places = group.places
+            source += weight_loads
+            if feature_loads and step.feature_key != feature_key:
                 feature_key = np.int64(step.feature_key)
                 feature_buffer = 1 - feature_buffer
                 wait = max(wait, feature_uses1 if feature_buffer else feature_uses)
-                copy_loads(code, source, step.feature_loads, out, at, feature_buffer * half)
-                at += step.feature_loads
-            source += step.feature_loads
+                copy_loads(code, source, feature_loads, out, at, feature_buffer * half)
+                at += feature_loads
+            source += feature_loads
             if saves:  # the next result buffer, never one that meets that of the save before
                 if slots == buffers:
                     slot = (slot + 1) & (buffers - 1)
                 else:
-                    slot = 1 - slot // 2 if buffers == 2 else 2 * (1 - slot)
+                    slot = 1 - (slot >> 1) if buffers == 2 else 2 * (1 - slot)
                 slots = buffers
             result = slot * result_size
-            if step.operand_loads:
+            if operand_loads:
                 wait = max(wait, compute2)  # it has waited for the save that used the buffer before
-                copy_loads(code, source, step.operand_loads, out, at, result)
-                at += step.operand_loads
-                source += step.operand_loads
+                copy_loads(code, source, operand_loads, out, at, result)
+                at += operand_loads
+                source += operand_loads
             loaded = at > first_load
             if loaded:
                 if wait > waited:  # no earlier load has waited for it or a later one
@@ -139,18 +149,16 @@ def emit_layer(
                 out[np.uint64(at - 1)].word0 |= RAISE_NEXT
             free = saves > 0 and save2 >= 0  # a save has to be at its end, since it reads the same result buffer
             tokens = np.uint64(loaded) * WAIT_PREV | np.uint64(free) * WAIT_NEXT
-            copy_computes(
-                code, source, step.computes, out, at, weight, parameter, table, feature_buffer * half, result, tokens
-            )  # fmt: skip
-            at += step.computes
-            source += step.computes
+            copy_computes(code, source, computes, out, at, places, feature_buffer * half, result, tokens)
+            at += computes
+            source += computes
             compute2 = compute1
             compute1 = at - 1
             if feature_buffer:
                 feature_uses1 = compute1
             else:
                 feature_uses = compute1
-            if step.weight_loads:
+            if weight_loads:
                 used = compute1
             if saves:
                 out[np.uint64(compute1)].word0 |= RAISE_NEXT
@@ -165,22 +173,47 @@ def emit_layer(
                     for i in range(saves):
                         for j in range(parts_count):
                             save1 += 1
-                            copy_part(ifp, code, source + i, out, save1, result, parts[j], word_bytes)
+                            part = parts[np.uint64(j)]
+                            copy_part(ifps[np.uint64(p)], code, source + i, out, save1, result, part, word_bytes)
                             one_by_one()
                     out[np.uint64(at)].word0 |= WAIT_PREV
                 save_count += save1 + 1 - at
                 at = save1 + 1
-        stream.saved3, stream.saved2, stream.saved1 = stream.saved2, stream.saved1, save_count
+        saved3, saved2, saved1 = saved2, saved1, save_count
         if again and p == begin:
             write_sync(out, at, layer - 1, sync_cores, save_count)
             at += 1
     if used >= 0:
         group_at(groups, number).use = used
+    stream.pending = ahead if ahead < behind else stream.next
     stream.feature_buffer, stream.group = feature_buffer, number
     stream.feature_use, stream.feature_use1 = feature_uses, feature_uses1
     stream.compute1, stream.compute2, stream.waited = compute1, compute2, waited
     stream.save1, stream.save2, stream.slot, stream.slots = save1, save2, slot, slots
+    stream.saved1, stream.saved2, stream.saved3 = saved1, saved2, saved3
     return at
+
+
+@inlined
+def _fetch_run(layer: int, core: int, behind_layer: int, runs: Rows, briefs: Rows, code: Rows) -> None:
+    """Have what a core's packages of the next layer are made of brought near the processor, and of those whose weights
+    may be fetched ahead soon, the first."""
+    if layer + FURTHEST < behind_layer:
+        run = runs[np.uint64(layer + FURTHEST), np.uint64(core)]
+        for i in range(0, FIRST_FETCHED, 2):
+            fetch(code, np.int64(run.code) + i)
+        fetch(briefs, np.int64(run.first_step))
+        fetch(briefs, np.int64(run.first_step) + 2)
+    if layer + 1 < behind_layer:
+        run = runs[np.uint64(layer + 1), np.uint64(core)]
+        begin = np.int64(run.code)
+        for i in range(begin + FIRST_FETCHED, min(np.int64(run.code_end), begin + MOST_FETCHED), 2):
+            fetch(code, i)
+            one_by_one()
+        begin = np.int64(run.first_step)
+        for i in range(begin + 4, min(np.int64(run.behind_step), begin + MOST_FETCHED // 4), 2):
+            fetch(briefs, i)
+            one_by_one()
 
 
 @hot
@@ -208,11 +241,11 @@ def emit_streams(
     Core c's instructions become ``out[places[c] : ends[c]]``, those of its layers begin at ``starts[c]`` within. It
     goes layer by layer, not core by core: so packages are read in the order in which they stand.
     """
-    layers, ifps, steps, code = t.layers, t.ifps, t.steps, t.code
-    bank_of, sizes = where.bank_of, where.sizes
+    layers, ifps, briefs, results, code = t.layers, t.ifps, t.briefs, t.results, t.code
+    bank_of, rings, half = where.bank_of, where.rings, where.feature_lines // 2
     result_words, word_bytes, sync_cores = where.result_words, where.word_bytes, where.sync_cores
     dealt, runs, holds, readers, reach = state.dealt, state.runs, state.holds, state.readers, state.reach
-    near, spans, parts = state.near, state.spans, state.parts
+    spans, parts = state.spans, state.parts
     cores = len(bank_of)
     plan_readers(first_layer, behind_layer, layers, ifps, t.consumers, dealt, state.boxes, bank_of[0], readers, reach)
     lay_out(first_layer, behind_layer, runs, places)
@@ -222,6 +255,7 @@ def emit_streams(
     for layer in range(first_layer, behind_layer):
         for core in range(cores):
             stream, groups, at = state.streams[core], state.groups[core], ends[core]
+            _fetch_run(layer, core, behind_layer, runs, briefs, code)
             hold = holds[layer, core]
             if hold >= 0:
                 behind = stream.saved1 if hold > 0 else 0
@@ -231,12 +265,12 @@ def emit_streams(
                 at += 1
             starts[core, layer - first_layer] = at - places[core]
             at = emit_layer(
-                layer, core, layers, ifps, steps, code, bank_of[core], sizes, result_words, word_bytes, sync_cores,
-                holds[layer, cores], dealt, runs[layer, core], stream, groups, readers, reach, near, spans, parts,
-                out, at,
+                layer, core, layers, ifps, briefs, results, code, bank_of[core], rings, half, result_words, word_bytes,
+                sync_cores, holds[layer, cores], dealt, runs[layer, core], stream, groups, readers, reach, spans,
+                parts, out, at,
             )  # fmt: skip
             if layer < behind_layer - 1:
-                at = fetch_ahead(layer, core, behind_layer, steps, code, runs, sizes, stream, groups, out, at)
+                at = fetch_ahead(layer, core, behind_layer, briefs, code, runs, rings, stream, groups, out, at)
             ends[core] = at
     count = 0
     for core in range(cores):

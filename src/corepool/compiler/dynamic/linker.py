@@ -20,6 +20,7 @@ from corepool.compiler.dynamic.meet import plan_syncs
 from corepool.compiler.dynamic.prepare import dealing_of, tables_of
 from corepool.compiler.dynamic.rows import (
     INSTRUCTION,
+    LANE,
     Int32Array,
     IntArray,
     Place,
@@ -90,17 +91,16 @@ def _link(
 
 
 @cache
-def _sizes(config: HardwareConfig) -> tuple[IntArray, IntArray]:
-    """Sizes of a core's memories as in ``Place``, and the bank of every core."""
-    sizes = [config.weight_words, config.parameter_words, config.lut_slots, config.feature_lines]
-    return np.array(sizes, np.int64), np.array([config.bank_of(core) for core in range(config.cores)], np.int64)
+def _banks(config: HardwareConfig) -> IntArray:
+    """The bank of every core."""
+    return np.array([config.bank_of(core) for core in range(config.cores)], np.int64)
 
 
 def place_of(cores: Sequence[int], config: HardwareConfig) -> Place:
     """The cores' banks and memories in the form that compiled code takes."""
-    sizes, banks = _sizes(config)
+    rings = config.weight_words | config.parameter_words << LANE | config.lut_slots << 2 * LANE
     mask = sum(1 << core for core in cores)
-    return Place(banks[list(cores)], sizes, config.result_words, config.word_bytes, mask)
+    return Place(_banks(config)[list(cores)], rings, config.feature_lines, config.result_words, config.word_bytes, mask)
 
 
 def state_of(package: ModelPackage, cores: int, config: HardwareConfig) -> State:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from corepool.compiler.dynamic.compiled import inlined, one_by_one
-from corepool.compiler.dynamic.rows import Rows
+from corepool.compiler.dynamic.rows import LANE, LANE_MASK, Rows
 from corepool.isa.table import Opcode, Target, field_of
 
 # Where instructions are patched: 64-bit word and shift, from the field table.
@@ -32,8 +32,8 @@ _BLOCK_SKIP, _MASK16 = np.uint64(field_of(Opcode.SAVE, "block_skip").shift), np.
 _ROWS_CLEAR, _PIXELS_CLEAR = (
     np.uint64(((1 << 64) - 1) ^ (0xFFFF << field_of(Opcode.SAVE, name).shift)) for name in ("rows", "pixels")
 )
-_TARGET, _TARGET_MASK = (np.uint64(value) for value in (field_of(Opcode.LOAD, "target").shift, 7))
-_TO_WEIGHT, _TO_PARAMETER = np.uint64(int(Target.WEIGHT)), np.uint64(int(Target.PARAMETER))
+_TARGET, _TARGET_MASK = np.uint64(field_of(Opcode.LOAD, "target").shift), 7
+assert [target >> 1 for target in (Target.WEIGHT, Target.PARAMETER, Target.LUT)] == [0, 1, 2]  # their lanes
 _SYNC_LAYER, _SYNC_EARLY, _SYNC_CORES = (
     np.uint64(field_of(Opcode.SYNC, name).shift) for name in ("layer", "early", "cores")
 )
@@ -60,16 +60,11 @@ def copy_loads(code: Rows, source: int, count: int, out: Rows, at: int, local: i
 
 
 @inlined
-def copy_group(
-    code: Rows, source: int, count: int, out: Rows, at: int, weight: int, parameter: int, table: int
-) -> None:
-    """Copy the loads of weights, parameters and tables to their places."""
-    to_weight, to_parameter = np.uint64(weight) << _LOCAL, np.uint64(parameter) << _LOCAL
-    to_table = np.uint64(table) << _LOCAL
+def copy_group(code: Rows, source: int, count: int, out: Rows, at: int, places: int) -> None:
+    """Copy the loads of weights, parameters and tables to their places (lanes, see ``rows``)."""
     for i in range(count):
-        target = (code[np.uint64(source + i)].word0 >> _TARGET) & _TARGET_MASK
-        move = to_weight if target == _TO_WEIGHT else to_parameter if target == _TO_PARAMETER else to_table
-        _load(code, source + i, out, at + i, move)
+        target = np.int64(code[np.uint64(source + i)].word0 >> _TARGET) & _TARGET_MASK
+        _load(code, source + i, out, at + i, np.uint64(places >> LANE * (target >> 1) & LANE_MASK) << _LOCAL)
         one_by_one()
 
 
@@ -88,12 +83,13 @@ def _compute(
 
 @inlined
 def copy_computes(
-    code: Rows, source: int, count: int, out: Rows, at: int, weight: int, parameter: int, table: int, feature: int,
-    result: int, tokens: np.uint64,
-) -> None:  # fmt: skip
-    """Copy compute instructions (one or more) and point them at the places of their step; the first gets ``tokens``."""
-    slot, constants = np.uint64(table) << _LUT_SLOT, np.uint64(parameter) << _PARAMETER
-    operand, weights = np.uint64(result) << _OPERAND, np.uint64(weight) << _WEIGHT
+    code: Rows, source: int, count: int, out: Rows, at: int, group: int, feature: int, result: int, tokens: np.uint64
+) -> None:
+    """Copy compute instructions (one or more) and point them at the places of their step, with the weights, parameters
+    and table of its ``group`` (lanes, see ``rows``); the first gets ``tokens``."""
+    slot = np.uint64(group >> 2 * LANE) << _LUT_SLOT
+    constants = np.uint64(group >> LANE & LANE_MASK) << _PARAMETER
+    operand, weights = np.uint64(result) << _OPERAND, np.uint64(group & LANE_MASK) << _WEIGHT
     places = (np.uint64(feature) << _FEATURE) + (np.uint64(result) << _RESULT)
     _compute(code, source, out, at, slot | tokens, constants, operand, places, weights)
     for i in range(1, count):

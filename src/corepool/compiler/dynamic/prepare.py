@@ -16,9 +16,11 @@ from corepool.compiler.dynamic.compiled import hot
 from corepool.compiler.dynamic.deal import cut_layer, describe_layer
 from corepool.compiler.dynamic.meet import plan_syncs
 from corepool.compiler.dynamic.rows import (
+    BRIEF,
     CONSUMER,
     IFP,
     INSTRUCTION,
+    LANE,
     LAYER,
     STEP,
     TILING,
@@ -29,7 +31,7 @@ from corepool.compiler.dynamic.rows import (
     new_state,
 )
 from corepool.compiler.model import ModelPackage
-from corepool.compiler.tables import MAX_CORES
+from corepool.compiler.tables import IFP_COLUMNS, MAX_CORES
 
 
 class Dealing(NamedTuple):
@@ -44,12 +46,36 @@ def tables_of(package: ModelPackage) -> Tables:
     """The package's tables in the form that compiled code takes."""
     if "tables" not in package.derived:
         p = package
+        ifps, steps = _rows_of(p.ifps, IFP), _rows_of(p.steps, STEP)
         package.derived["tables"] = Tables(
-            _rows_of(p.layers, LAYER), p.choice, _rows_of(p.tilings, TILING), _rows_of(p.ifps, IFP),
-            _rows_of(p.steps, STEP), _rows_of(p.code, INSTRUCTION), _rows_of(p.consumers, CONSUMER), p.room,
+            _rows_of(p.layers, LAYER), p.choice, _rows_of(p.tilings, TILING), ifps, steps,
+            _rows_of(p.code, INSTRUCTION), _rows_of(p.consumers, CONSUMER), p.room, _briefs(ifps, steps),
+            np.ascontiguousarray(p.ifps[:, _RESULT : _RESULT + 4]),
         )  # fmt: skip
     tables: Tables = package.derived["tables"]
     return tables
+
+
+_RESULT = IFP_COLUMNS.index("out_row")
+
+
+def _briefs(ifps: Rows, steps: Rows) -> Rows:
+    briefs: Any = np.empty(len(steps), BRIEF)
+    _brief_all(ifps, steps, briefs)
+    return briefs
+
+
+@hot
+def _brief_all(ifps: Rows, steps: Rows, briefs: Rows) -> None:
+    for s in range(len(steps)):
+        step, brief = steps[s], briefs[s]
+        brief.sizes = step.weight_words | step.parameter_words << LANE | step.tables << 2 * LANE
+        brief.code, brief.weight_key, brief.feature_key = step.first_instruction, step.weight_key, step.feature_key
+        brief.weight_loads, brief.feature_loads = step.weight_loads, step.feature_loads
+        brief.operand_loads, brief.computes, brief.saves = step.operand_loads, step.computes, step.saves
+        brief.last = 0
+    for p in range(len(ifps)):
+        briefs[ifps[p].first_step + ifps[p].steps - 1].last = 1
 
 
 def _rows_of(table: npt.NDArray[Any], row: np.dtype[np.void]) -> Rows:

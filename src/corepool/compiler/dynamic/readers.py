@@ -11,112 +11,103 @@ from typing import Any
 import numpy as np
 
 from corepool.compiler.dynamic.compiled import hot, inlined, one_by_one
-from corepool.compiler.dynamic.rows import MOST_PARTS, IntArray, Rows
+from corepool.compiler.dynamic.deal import NOWHERE
+from corepool.compiler.dynamic.rows import BANKS, MOST_PARTS, Int32Array, IntArray, Rows
+from corepool.compiler.dynamic.vectors import meet
+
+ALL_BANKS = (1 << BANKS) - 1
 
 
 @inlined
-def _copy(source: Any, bank: int, target: Any) -> None:
-    target.bank = bank
-    target.row, target.row_end = source.row, source.row_end
-    target.block, target.block_end = source.block, source.block_end
-
-
-@inlined
-def _holds(outer: Any, inner: Any) -> bool:
-    """Whether a region holds all of another."""
-    return (
-        outer.row <= inner.row
-        and outer.row_end >= inner.row_end
-        and outer.block <= inner.block
-        and outer.block_end >= inner.block_end
-    )
+def _held(outer: Any, row: int, row_end: int, block: int, block_end: int) -> bool:
+    """Whether a region is all in another one."""
+    return outer.row <= row and outer.row_end >= row_end and outer.block <= block and outer.block_end >= block_end
 
 
 @hot
-def _add_region(bank: int, box: Any, reach: Rows, first: int, count: int) -> int:
-    """Add a bank's region behind ``count`` others from ``reach[first]`` on, unless one of the same bank holds all of
+def _add_region(bank: int, box: Any, reach: Int32Array, first: int, count: int) -> int:
+    """Add a bank's region behind ``count`` others of its own from ``reach[first]`` on, unless one of these holds all of
     it; those that it holds go. Returns their number."""
     kept = first
     for r in range(first, first + count):
-        other = reach[r]
-        if other.bank == bank:
-            if _holds(other, box):
-                return count
-            if _holds(box, other):
-                continue
-        if kept != r:
-            _copy(other, other.bank, reach[kept])
+        row, row_end, block, block_end = reach[r, 0, bank], reach[r, 1, bank], reach[r, 2, bank], reach[r, 3, bank]
+        if row <= box.row and row_end >= box.row_end and block <= box.block and block_end >= box.block_end:
+            return count
+        if _held(box, row, row_end, block, block_end):
+            continue
+        for i in range(4):
+            reach[kept, i, bank] = reach[r, i, bank]
         kept += 1
-    _copy(box, bank, reach[kept])
+    reach[kept, 0, bank], reach[kept, 1, bank] = box.row, box.row_end
+    reach[kept, 2, bank], reach[kept, 3, bank] = box.block, box.block_end
+    for r in range(kept + 1, first + count):
+        reach[r, 0, bank], reach[r, 1, bank] = NOWHERE, 0
     return kept + 1 - first
 
 
 @hot
 def plan_readers(
     first_layer: int, behind_layer: int, layers: Rows, ifps: Rows, consumers: Rows, dealt: IntArray, boxes: Rows,
-    home: int, readers: IntArray, reach: Rows,
+    home: int, readers: IntArray, reach: Int32Array,
 ) -> None:  # fmt: skip
-    """Fill ``readers`` [layers, 2] with the banks that need all of a layer's result, as a mask, and the number of
-    regions that others need; these into ``reach``, from the place of the layer's first consumer times the number of
-    banks on. ``home`` is the bank of the outputs."""
+    """Fill ``readers`` [layers, 2] with the banks that need all of a layer's result, as a mask, and the most regions
+    that a bank needs else; these into ``reach``, from the place of the layer's first consumer on: there, numbers of one
+    place are the regions (row, end, block, end) of all banks. ``home`` is the bank of the outputs."""
     banks, cores = boxes.shape[2], dealt.shape[1] - 1
     for layer in range(first_layer, behind_layer):
         this = layers[layer]
         begin, end = ifps[dealt[layer, 0]], ifps[dealt[layer, cores] - 1]
-        everything, count = 0, 0
+        first = np.int64(this.first_consumer)
+        behind = first + this.consumers
+        for r in range(first, behind):
+            for bank in range(BANKS):
+                reach[r, 0, bank], reach[r, 1, bank] = NOWHERE, 0
+        everything, most = 0, 0
         if this.is_output:  # the host reads all of it
             everything = 1 << home
-        first = np.int64(this.first_consumer)
-        for c in range(first, first + this.consumers):
-            for bank in range(banks):
-                if everything >> bank & 1:
-                    continue
+        for bank in range(banks):
+            if everything >> bank & 1:
+                continue
+            count = 0
+            for c in range(first, behind):
                 box = boxes[consumers[c].layer, consumers[c].as_operand, bank]
-                if (
-                    box.row <= begin.out_row
-                    and box.row_end >= end.out_row_end
-                    and box.block <= begin.out_block
-                    and box.block_end >= end.out_block_end
-                ):
+                if _held(box, begin.out_row, end.out_row_end, begin.out_block, end.out_block_end):
                     everything |= 1 << bank
-                elif box.row < box.row_end:
-                    count = _add_region(bank, box, reach, first * banks, count)
-        readers[layer, 0], readers[layer, 1] = everything, count
+                    break
+                if box.row < box.row_end:
+                    count = _add_region(bank, box, reach, first, count)
+            most = max(most, count)
+        readers[layer, 0], readers[layer, 1] = everything, most
 
 
 @inlined
-def near_regions(run: Any, everything: int, first: int, count: int, reach: Rows, near: Rows) -> tuple[int, int]:
-    """Of ``count`` regions from ``reach[first]`` on, those that matter for a run of packages, into ``near``; returns
-    the banks that need all of these packages' results, as a mask, and the number of regions."""
+def near_regions(run: Any, everything: int, first: int, count: int, reach: Int32Array) -> tuple[int, int]:
+    """Whether regions ``reach[first : first + count]`` matter for a run of packages: the banks that need all of these
+    packages' results, as a mask, and ``count``, or 0 if other banks need none of them."""
     row, row_end = np.int64(run.row), np.int64(run.row_end)
     block, block_end = np.int64(run.block), np.int64(run.block_end)
-    kept = 0
+    met = 0
     for r in range(first, first + count):
-        region = reach[np.uint64(r)]
-        hit = (region.row < row_end) & (row < region.row_end) & (block < region.block_end) & (region.block < block_end)
-        holds = (region.row <= row) & (row_end <= region.row_end)
-        holds &= (region.block <= block) & (block_end <= region.block_end)
-        everything |= np.int64(holds) << region.bank
-        _copy(region, region.bank, near[np.uint64(kept)])
-        kept += np.int64(hit) & ~(everything >> region.bank)
+        met |= meet(reach, r, row, row_end, block, block_end)
         one_by_one()
-    return everything, kept
+    everything |= met >> 2 * BANKS
+    return everything, count if met & ALL_BANKS & ~everything else 0
 
 
 @inlined
-def banks_of(ifp: Any, everything: int, near: Rows, regions: int) -> tuple[int, int]:
-    """The banks that need all rows of a package's result, and those that need some, as masks. Without branches: they
-    would be hard to foresee."""
-    whole, some = everything, 0
-    first_row, last_row = np.int64(ifp.out_row), np.int64(ifp.out_row_end)
-    for r in range(regions):
-        region = near[np.uint64(r)]
-        inside = (ifp.out_block < region.block_end) & (region.block < ifp.out_block_end)
-        hit = inside & (first_row < region.row_end) & (region.row < last_row)
-        whole |= np.int64(hit & (region.row <= first_row) & (last_row <= region.row_end)) << region.bank
-        some |= np.int64(hit) << region.bank
+def banks_of(
+    result: Int32Array, package: int, everything: int, first: int, count: int, reach: Int32Array
+) -> tuple[int, int]:
+    """The banks that need all rows of a package's result, and those that need some, as masks."""
+    p = np.uint64(package)
+    row, row_end = np.int64(result[p, 0]), np.int64(result[p, 1])
+    block, block_end = np.int64(result[p, 2]), np.int64(result[p, 3])
+    met = meet(reach, first, row, row_end, block, block_end)
+    for r in range(first + 1, first + count):
+        met |= meet(reach, r, row, row_end, block, block_end)
         one_by_one()
-    return whole, some & ~whole
+    whole = everything | met >> BANKS & ALL_BANKS
+    return whole, met & ALL_BANKS & ~whole
 
 
 @inlined
@@ -159,8 +150,22 @@ def _split_many(first_row: int, last_row: int, whole: int, partly: int, own: int
 
 
 @inlined
+def _span(ifp: Any, bank: int, first: int, count: int, reach: Int32Array) -> tuple[int, int]:
+    """From which row to which a bank needs rows of a package's result."""
+    first_row, last_row = np.int64(ifp.out_row), np.int64(ifp.out_row_end)
+    begin, end = last_row, first_row
+    for r in range(first, first + count):
+        place, b = np.uint64(r), np.uint64(bank)
+        low, high = max(first_row, np.int64(reach[place, 0, b])), min(last_row, np.int64(reach[place, 1, b]))
+        hit = (low < high) & (ifp.out_block < reach[place, 3, b]) & (reach[place, 2, b] < ifp.out_block_end)
+        begin, end = min(begin, low if hit else begin), max(end, high if hit else end)
+        one_by_one()
+    return begin, end
+
+
+@inlined
 def split_rows(
-    ifp: Any, whole: int, partly: int, near: Rows, regions: int, own: int, spans: IntArray, parts: Rows
+    ifp: Any, whole: int, partly: int, first: int, count: int, reach: Int32Array, own: int, spans: IntArray, parts: Rows
 ) -> int:
     """Which banks need which rows of a package's result: fills ``parts`` with row, row end, bank mask; returns their
     number. ``whole`` and ``partly`` (not 0) are those of ``banks_of``.
@@ -170,34 +175,26 @@ def split_rows(
     """
     first_row, last_row = np.int64(ifp.out_row), np.int64(ifp.out_row_end)
     rest, shared = whole if whole else 1 << own, whole | partly
-    count = 0
+    made = 0
     if partly & (partly - 1):  # several
         for bank in range(len(spans)):
-            spans[bank, 0], spans[bank, 1] = last_row, first_row
+            if partly >> bank & 1:
+                spans[bank, 0], spans[bank, 1] = _span(ifp, bank, first, count, reach)
             one_by_one()
-        for r in range(regions):
-            region = near[np.uint64(r)]
-            low, high = max(first_row, region.row), min(last_row, region.row_end)
-            if low < high and ifp.out_block < region.block_end and region.block < ifp.out_block_end:
-                bank = region.bank
-                spans[bank, 0], spans[bank, 1] = min(spans[bank, 0], low), max(spans[bank, 1], high)
-        count = _split_many(first_row, last_row, whole, partly, own, spans, parts)
+        made = _split_many(first_row, last_row, whole, partly, own, spans, parts)
     elif rest != shared:
-        begin, end = last_row, first_row
-        for r in range(regions):
-            region = near[np.uint64(r)]
-            low, high = max(first_row, region.row), min(last_row, region.row_end)
-            hit = (low < high) & (ifp.out_block < region.block_end) & (region.block < ifp.out_block_end)
-            hit &= partly >> region.bank & 1 == 1
-            begin, end = min(begin, low if hit else begin), max(end, high if hit else end)
+        bank = 0
+        while partly >> bank != 1:
+            bank += 1
             one_by_one()
+        begin, end = _span(ifp, bank, first, count, reach)
         # Without branches: which of the outer parts are empty would be hard to foresee.
         _set_part(first_row, begin, rest, parts[0])
-        count = int(first_row < begin)
-        _set_part(begin, end, shared, parts[np.uint64(count)])
-        _set_part(end, last_row, rest, parts[np.uint64(count + 1)])
-        count += 1 + int(end < last_row)
-    if count == 0:  # all rows to all banks that need any
+        made = int(first_row < begin)
+        _set_part(begin, end, shared, parts[np.uint64(made)])
+        _set_part(end, last_row, rest, parts[np.uint64(made + 1)])
+        made += 1 + int(end < last_row)
+    if made == 0:  # all rows to all banks that need any
         _set_part(first_row, last_row, shared, parts[0])
-        count = 1
-    return count
+        made = 1
+    return made

@@ -11,7 +11,7 @@ import numpy as np
 
 from corepool.compiler.dynamic.compiled import inlined, one_by_one
 from corepool.compiler.dynamic.patch import RAISE_PREV, WAIT_NEXT, copy_group
-from corepool.compiler.dynamic.rows import GROUPS, UNUSED, IntArray, Rows
+from corepool.compiler.dynamic.rows import GROUPS, LANE, LANE_GUARD, LANE_MASK, UNUSED, Rows
 
 LAST_GROUP = GROUPS - 1  # as a mask: the place of a group's number in the ring of groups
 WORD_CYCLES = 6  # about: a weight word from DDR, when three of a core's four slots move data
@@ -25,44 +25,28 @@ def group_at(groups: Rows, number: int) -> Any:
 
 
 @inlined
-def _behind(place: int, taken: int, size: int) -> int:
-    """The place in a ring behind what begins at ``place``."""
-    after = place + taken
-    return after - size if after >= size else after
-
-
-@inlined
-def take(stream: Any, groups: Rows, step: Any, sizes: IntArray, latest: int) -> int:
+def take(stream: Any, groups: Rows, step: Any, rings: int, latest: int) -> int:
     """Take room for a step's group behind the newest one, giving up the oldest ones. Returns the position of the
     compute instruction that has to end before it is filled (-1: none), or UNUSED, and nothing is taken, if there is no
-    room or it would be one behind ``latest``.
+    room or it would be one behind ``latest``. ``rings``: the sizes of the three (lanes, see ``rows``).
     """
-    weights, parameters, tables = np.int64(step.weight_words), np.int64(step.parameter_words), np.int64(step.tables)
-    tail, following = stream.tail, stream.next
-    used_weights = stream.used_weights + weights
-    used_parameters = stream.used_parameters + parameters
-    used_tables = stream.used_tables + tables
-    wait = -1
-    while tail < following and (
-        used_weights > sizes[0] or used_parameters > sizes[1] or used_tables > sizes[2] or following - tail == GROUPS
-    ):
+    tail, following, used = stream.tail, stream.next, stream.used + step.sizes
+    room = rings + LANE_GUARD
+    wait = np.int64(-1)
+    while tail < following and ((room - used) & LANE_GUARD != LANE_GUARD or following - tail == GROUPS):
         oldest = group_at(groups, tail)
         wait = max(wait, oldest.use)
-        used_weights -= oldest.weights
-        used_parameters -= oldest.parameters
-        used_tables -= oldest.tables
+        used -= oldest.sizes
         tail += 1
         one_by_one()
     if wait > latest or wait == UNUSED:
         return UNUSED
     last, new = group_at(groups, following - 1), group_at(groups, following)
-    new.weight = _behind(last.weight, last.weights, sizes[0])
-    new.parameter = _behind(last.parameter, last.parameters, sizes[1])
-    new.table = _behind(last.table, last.tables, sizes[2])
-    new.weights, new.parameters, new.tables = weights, parameters, tables
-    new.use, new.key = UNUSED, step.weight_key
-    stream.tail, stream.next = tail, following + 1
-    stream.used_weights, stream.used_parameters, stream.used_tables = used_weights, used_parameters, used_tables
+    places = last.places + last.sizes
+    over = (places + LANE_GUARD - rings) & LANE_GUARD  # of the rings whose end has been reached
+    new.places = places - (rings & (over - (over >> LANE - 1)))
+    new.sizes, new.use, new.key = step.sizes, UNUSED, step.weight_key
+    stream.tail, stream.next, stream.used = tail, following + 1, used
     return wait
 
 
@@ -70,13 +54,13 @@ def take(stream: Any, groups: Rows, step: Any, sizes: IntArray, latest: int) -> 
 def load_group(step: Any, layer: int, group: Any, code: Rows, out: Rows, at: int) -> None:
     """Write the loads of a step's group for which room has been taken."""
     group.layer = layer
-    copy_group(code, step.first_instruction, step.weight_loads, out, at, group.weight, group.parameter, group.table)
+    copy_group(code, np.int64(step.code), np.int64(step.weight_loads), out, at, group.places)
 
 
 @inlined
 def fetch_ahead(
-    layer: int, core: int, behind_layer: int, steps: Rows, code: Rows, runs: Rows, sizes: IntArray,
-    stream: Any, groups: Rows, out: Rows, at: int,
+    layer: int, core: int, behind_layer: int, briefs: Rows, code: Rows, runs: Rows, rings: int, stream: Any,
+    groups: Rows, out: Rows, at: int,
 ) -> int:  # fmt: skip
     """Behind a layer: fetch the first weights of the next one ahead of its SYNC, and those of layers behind it as long
     as there is room, all weights before them are there, and the packages at the end of this layer take long enough.
@@ -98,19 +82,20 @@ def fetch_ahead(
             weight_key, feature_key = np.int64(-1), np.int64(-1)
             latest = UNUSED if following == layer + 1 else stream.compute2
             for s in range(first, behind):
-                step = steps[np.uint64(s)]
+                step = briefs[np.uint64(s)]
                 if step.weight_loads and step.weight_key != weight_key:
-                    time -= np.int64(step.weight_words) * WORD_CYCLES
+                    words = step.sizes & LANE_MASK
+                    time -= words * WORD_CYCLES
                     more = not (
                         step.feature_loads == 0
                         or step.feature_key == feature_key
-                        or (s > first and step.weight_words > FEW_WORDS)
+                        or (s > first and words > FEW_WORDS)
                         or (following > layer + 1 and time < 0)
                     )
                     if not more:
                         break
                     group = group_at(groups, stream.next)
-                    wait = take(stream, groups, step, sizes, latest)
+                    wait = take(stream, groups, step, rings, latest)
                     more = wait != UNUSED
                     if not more:
                         break
@@ -119,7 +104,7 @@ def fetch_ahead(
                         out[np.uint64(at)].word0 |= WAIT_NEXT
                         out[np.uint64(wait)].word0 |= RAISE_PREV
                         stream.waited = wait
-                    at += step.weight_loads
+                    at += np.int64(step.weight_loads)
                     weight_key = np.int64(step.weight_key)
                     stream.ahead = following
                 feature_key = np.int64(step.feature_key)

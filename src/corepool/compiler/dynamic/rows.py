@@ -31,24 +31,29 @@ _STREAM_COLUMNS = (
     "compute1", "compute2", "waited", "save1", "save2",  # the last ones, and the latest one that a load has waited for
     "slot", "slots",  # the result buffer in use, and of how many
     "tail", "next", "group",  # the oldest group, the number of the next one, the one in use
-    "used_weights", "used_parameters", "used_tables",  # words that groups take up
+    "used",  # words that groups take up (lanes)
+    "pending",  # the first group that may have been fetched ahead for later layers
     "ahead", "fully",  # layers of which some or all weights have been fetched
     "saved1", "saved2", "saved3",  # saves of the latest packages
 )  # fmt: skip
 
-# Where a group begins and how much it takes in the three rings, the last compute instruction that reads it, and whose
-# weights they are.
-_GROUP_COLUMNS = ("weight", "parameter", "table", "weights", "parameters", "tables", "use", "layer", "key", "unused")
 # What the packages of one core of one layer have in common: the regions of their results, inputs and operands, their
-# steps, the latency of the last TAIL of them, and the most instructions that they can become.
+# steps, the latency of the last TAIL of them, the most instructions that they can become, and where those in the
+# package's code begin and end.
 _RUN_COLUMNS = (
     "row", "row_end", "block", "block_end", "in_row", "in_row_end", "in_block", "in_block_end",
     "operand_row", "operand_row_end", "operand_block", "operand_block_end",
-    "first_step", "behind_step", "tail", "room",
+    "first_step", "behind_step", "tail", "room", "code", "code_end",
 )  # fmt: skip
 TAIL = 4
 GROUPS = 16  # of a core, a ring
 UNUSED = 1 << 40  # ``use`` of a group that no instruction has read yet
+
+# Words of the weight memory, of the parameter memory and tables, side by side in one number: so one addition or
+# comparison does for all three. The highest bit of each lane stays free.
+LANE = 21
+LANE_MASK = (1 << LANE - 1) - 1
+LANE_GUARD = sum(1 << LANE * (i + 1) - 1 for i in range(3))
 
 
 def _rows(columns: tuple[str, ...], kind: type) -> np.dtype[np.void]:
@@ -59,11 +64,26 @@ STEP, IFP, LAYER = _rows(STEP_COLUMNS, np.int32), _rows(IFP_COLUMNS, np.int32), 
 TILING, CONSUMER = _rows(TILING_COLUMNS, np.int32), _rows(CONSUMER_COLUMNS, np.int32)
 INSTRUCTION = _rows(("word0", "word1", "word2", "word3"), np.uint64)
 RUN = _rows(_RUN_COLUMNS, np.int32)
-STREAM, GROUP = _rows(_STREAM_COLUMNS, np.int64), _rows(_GROUP_COLUMNS, np.int64)
+STREAM = _rows(_STREAM_COLUMNS, np.int64)
+# Where a group begins and how much it takes in the three rings (lanes), the last compute instruction that reads it, and
+# whose weights they are.
+GROUP = np.dtype(
+    [("places", np.int64), ("sizes", np.int64), ("use", np.int64), ("layer", np.int32), ("key", np.int32)]
+)
+# What emission needs to know of a step, in half a cache line: its first instruction, what its group takes (lanes), its
+# keys and counts, and whether it is the last step of its package.
+BRIEF = np.dtype(
+    [("sizes", np.int64), ("code", np.int32), ("weight_key", np.int32), ("feature_key", np.int32)]
+    + [
+        (name, np.uint16)
+        for name in ("weight_loads", "feature_loads", "operand_loads", "computes", "saves", "last")
+    ]
+)  # fmt: skip
+MOST_COUNT = (1 << 16) - 1  # of a kind of instruction in a step
 BOX = _rows(("row", "row_end", "block", "block_end"), np.int64)
-REGION = _rows(("bank", "row", "row_end", "block", "block_end"), np.int64)
 PART = _rows(("row", "row_end", "mask"), np.int64)
 MOST_PARTS = 3  # in which a result is saved
+BANKS = 8  # at most; regions of so many are looked at together
 
 
 class Tables(NamedTuple):
@@ -77,13 +97,16 @@ class Tables(NamedTuple):
     code: Rows  # INSTRUCTION
     consumers: Rows  # CONSUMER
     room: Int32Array  # [ifps + 1]: at least as many instructions as the packages before each one can have
+    briefs: Rows  # BRIEF [steps]
+    results: Int32Array  # [ifps, 4]: rows and blocks of each package's result (row, end, block, end)
 
 
 class Place(NamedTuple):
     """The cores that a model is linked for, and the sizes of their memories."""
 
     bank_of: IntArray  # [cores]
-    sizes: IntArray  # [4]: weight words, parameter words, tables, feature lines
+    rings: int  # weight words, parameter words, tables (lanes)
+    feature_lines: int
     result_words: int
     word_bytes: int
     sync_cores: int
@@ -99,8 +122,7 @@ class State(NamedTuple):
     latency: IntArray  # [packages of the largest tiling]: scratch
     boxes: Rows  # BOX [layers, 2, banks]: what a bank's cores read of a layer's input (0) and operand (1)
     readers: IntArray  # [layers, 2], see ``readers``
-    reach: Rows  # REGION [consumers * banks + 1], see ``readers``
-    near: Rows  # REGION [consumers * banks + 1]: scratch
+    reach: Int32Array  # [consumers + 1, 4, BANKS], see ``readers``
     spans: IntArray  # [banks, 2]: scratch
     parts: Rows  # PART [MOST_PARTS + 1]: scratch
     streams: Rows  # STREAM [cores]
@@ -117,8 +139,7 @@ def new_state(layers: int, cores: int, consumers: int, banks: int, largest_tilin
         latency=empty(largest_tiling, np.int64),
         boxes=empty((layers, 2, banks), BOX),
         readers=empty((layers, 2), np.int64),
-        reach=empty(consumers * banks + 1, REGION),
-        near=empty(consumers * banks + 1, REGION),
+        reach=empty((consumers + 1, 4, BANKS), np.int32),
         spans=empty((banks, 2), np.int64),
         parts=empty(MOST_PARTS + 1, PART),
         streams=empty(cores, STREAM),
