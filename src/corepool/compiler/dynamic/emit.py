@@ -24,9 +24,10 @@ from corepool.compiler.dynamic.patch import (
 )
 from corepool.compiler.dynamic.readers import banks_of, near_regions, plan_readers, split_rows
 from corepool.compiler.dynamic.rings import FURTHEST, LAST_GROUP, fetch_ahead, group_at, load_group, take
-from corepool.compiler.dynamic.rows import UNUSED, Int32Array, IntArray, Place, Rows, State, Tables
+from corepool.compiler.dynamic.rows import LAST_SAVED, UNUSED, Int32Array, IntArray, Place, Rows, State, Tables
 from corepool.compiler.dynamic.vectors import fetch
 
+MOST_HELD = 3  # packages whose saves a SYNC may leave to come
 FIRST_FETCHED = 6  # instructions of a core and layer that are brought near the processor some layers before
 MOST_FETCHED = 64  # instructions of a core and layer that are brought near the processor while it writes those before
 
@@ -35,10 +36,9 @@ MOST_FETCHED = 64  # instructions of a core and layer that are brought near the 
 def _begin(stream: Any, groups: Rows) -> None:
     """Begin a stream: nothing is on chip, nothing is under way."""
     stream.feature_buffer, stream.slot, stream.slots = 1, 1, 2
-    stream.feature_use = stream.feature_use1 = stream.compute1 = stream.compute2 = stream.waited = -1
-    stream.save1 = stream.save2 = stream.group = stream.ahead = stream.fully = -1
+    stream.other_use = stream.compute1 = stream.compute2 = stream.waited = -1
+    stream.save1 = stream.save2 = stream.ahead = stream.fully = -1
     stream.tail = stream.next = stream.used = stream.pending = 0
-    stream.saved1 = stream.saved2 = stream.saved3 = 0
     last = groups[LAST_GROUP]
     last.places = last.sizes = 0
 
@@ -47,7 +47,8 @@ def _begin(stream: Any, groups: Rows) -> None:
 def emit_layer(
     layer: int, core: int, layers: Rows, ifps: Rows, briefs: Rows, results: Int32Array, code: Rows, own: int,
     rings: int, half: int, result_words: int, word_bytes: int, sync_cores: int, again: int, dealt: IntArray, run: Any,
-    stream: Any, groups: Rows, readers: IntArray, reach: Int32Array, spans: IntArray, parts: Rows, out: Rows, at: int,
+    stream: Any, groups: Rows, readers: IntArray, reach: Int32Array, spans: IntArray, parts: Rows,
+    saved: IntArray, out: Rows, at: int,
 ) -> int:  # fmt: skip
     """Write one core's packages of one layer to ``out[at]`` and on; returns the place behind.
 
@@ -69,12 +70,12 @@ def emit_layer(
     banks = everything if everything else 1 << own
     parts_count = 1
     # What changes with every step is kept in variables while the layer is written.
-    feature_buffer, number = stream.feature_buffer, stream.group
-    feature_uses, feature_uses1 = stream.feature_use, stream.feature_use1
+    feature, other_use = stream.feature_buffer * half, stream.other_use
     compute1, compute2, waited = stream.compute1, stream.compute2, stream.waited
-    save1, save2, slot, slots = stream.save1, stream.save2, stream.slot, stream.slots
-    saved1, saved2, saved3 = stream.saved1, stream.saved2, stream.saved3
-    places, used = np.int64(0), np.int64(-1)
+    save1, save2, slot = stream.save1, stream.save2, stream.slot
+    if stream.slots != buffers:  # the first result buffer must not meet that of the save before
+        slot = (1 - (slot >> 1) if buffers == 2 else 2 * (1 - slot)) - 1
+    places, number = np.int64(0), np.int64(0)
     weight_key = np.int64(-1)
     ahead, behind = max(stream.tail, stream.pending), stream.next  # the next group that may have been fetched ahead
     feature_key = np.int64(-1)  # features never survive a SYNC
@@ -103,9 +104,6 @@ def emit_layer(
             wait = np.int64(-1)
             if weight_loads and step.weight_key != weight_key:
                 weight_key = np.int64(step.weight_key)
-                if used >= 0:
-                    group_at(groups, number).use = used
-                    used = np.int64(-1)
                 while ahead < behind and group_at(groups, ahead).layer < layer:
                     ahead += 1
                     one_by_one()
@@ -123,17 +121,14 @@ def emit_layer(
             source += weight_loads
             if feature_loads and step.feature_key != feature_key:
                 feature_key = np.int64(step.feature_key)
-                feature_buffer = 1 - feature_buffer
-                wait = max(wait, feature_uses1 if feature_buffer else feature_uses)
-                copy_loads(code, source, feature_loads, out, at, feature_buffer * half)
+                feature = half - feature
+                wait = max(wait, other_use)
+                other_use = compute1  # the last one has read the buffer in use until now
+                copy_loads(code, source, feature_loads, out, at, feature)
                 at += feature_loads
             source += feature_loads
-            if saves:  # the next result buffer, never one that meets that of the save before
-                if slots == buffers:
-                    slot = (slot + 1) & (buffers - 1)
-                else:
-                    slot = 1 - (slot >> 1) if buffers == 2 else 2 * (1 - slot)
-                slots = buffers
+            if saves:
+                slot = (slot + 1) & (buffers - 1)
             result = slot * result_size
             if operand_loads:
                 wait = max(wait, compute2)  # it has waited for the save that used the buffer before
@@ -149,17 +144,13 @@ def emit_layer(
                 out[np.uint64(at - 1)].word0 |= RAISE_NEXT
             free = saves > 0 and save2 >= 0  # a save has to be at its end, since it reads the same result buffer
             tokens = np.uint64(loaded) * WAIT_PREV | np.uint64(free) * WAIT_NEXT
-            copy_computes(code, source, computes, out, at, places, feature_buffer * half, result, tokens)
+            copy_computes(code, source, computes, out, at, places, feature, result, tokens)
             at += computes
             source += computes
             compute2 = compute1
             compute1 = at - 1
-            if feature_buffer:
-                feature_uses1 = compute1
-            else:
-                feature_uses = compute1
             if weight_loads:
-                used = compute1
+                group_at(groups, number).use = compute1
             if saves:
                 out[np.uint64(compute1)].word0 |= RAISE_NEXT
                 if save2 >= 0:
@@ -179,18 +170,16 @@ def emit_layer(
                     out[np.uint64(at)].word0 |= WAIT_PREV
                 save_count += save1 + 1 - at
                 at = save1 + 1
-        saved3, saved2, saved1 = saved2, saved1, save_count
+        saved[np.uint64(core), np.uint64(p & LAST_SAVED)] = save_count
         if again and p == begin:
             write_sync(out, at, layer - 1, sync_cores, save_count)
             at += 1
-    if used >= 0:
-        group_at(groups, number).use = used
     stream.pending = ahead if ahead < behind else stream.next
-    stream.feature_buffer, stream.group = feature_buffer, number
-    stream.feature_use, stream.feature_use1 = feature_uses, feature_uses1
+    stream.feature_buffer, stream.other_use = int(feature > 0), other_use
     stream.compute1, stream.compute2, stream.waited = compute1, compute2, waited
-    stream.save1, stream.save2, stream.slot, stream.slots = save1, save2, slot, slots
-    stream.saved1, stream.saved2, stream.saved3 = saved1, saved2, saved3
+    if save1 != stream.save1:
+        stream.slot, stream.slots = slot, buffers
+    stream.save1, stream.save2 = save1, save2
     return at
 
 
@@ -258,16 +247,17 @@ def emit_streams(
             _fetch_run(layer, core, behind_layer, runs, briefs, code)
             hold = holds[layer, core]
             if hold >= 0:
-                behind = stream.saved1 if hold > 0 else 0
-                behind += stream.saved2 if hold > 1 else 0
-                behind += stream.saved3 if hold > 2 else 0
+                behind, end = 0, dealt[layer - 1, core + 1]
+                for p in range(end - min(hold, MOST_HELD), end):
+                    behind += state.saved[core, p & LAST_SAVED]
+                    one_by_one()
                 write_sync(out, at, layer - 1, sync_cores, behind)
                 at += 1
             starts[core, layer - first_layer] = at - places[core]
             at = emit_layer(
                 layer, core, layers, ifps, briefs, results, code, bank_of[core], rings, half, result_words, word_bytes,
                 sync_cores, holds[layer, cores], dealt, runs[layer, core], stream, groups, readers, reach, spans,
-                parts, out, at,
+                parts, state.saved, out, at,
             )  # fmt: skip
             if layer < behind_layer - 1:
                 at = fetch_ahead(layer, core, behind_layer, briefs, code, runs, rings, stream, groups, out, at)

@@ -27,14 +27,13 @@ Rows = npt.NDArray[np.void]
 # What a core's stream carries from layer to layer. Positions are those of instructions in the output, -1 for none. The
 # weight memory, the parameter memory and the table slots are rings; a *group* is what the loads of one step put there.
 _STREAM_COLUMNS = (
-    "feature_buffer", "feature_use", "feature_use1",  # the feature buffer in use; who used either last
+    "feature_buffer", "other_use",  # the feature buffer in use, and who used the other one last
     "compute1", "compute2", "waited", "save1", "save2",  # the last ones, and the latest one that a load has waited for
     "slot", "slots",  # the result buffer in use, and of how many
-    "tail", "next", "group",  # the oldest group, the number of the next one, the one in use
+    "tail", "next",  # the oldest group, and the number of the next one
     "used",  # words that groups take up (lanes)
     "pending",  # the first group that may have been fetched ahead for later layers
     "ahead", "fully",  # layers of which some or all weights have been fetched
-    "saved1", "saved2", "saved3",  # saves of the latest packages
 )  # fmt: skip
 
 # What the packages of one core of one layer have in common: the regions of their results, inputs and operands, their
@@ -82,6 +81,7 @@ BRIEF = np.dtype(
 MOST_COUNT = (1 << 16) - 1  # of a kind of instruction in a step
 BOX = _rows(("row", "row_end", "block", "block_end"), np.int64)
 PART = _rows(("row", "row_end", "mask"), np.int64)
+LAST_SAVED = 3  # as a mask
 MOST_PARTS = 3  # in which a result is saved
 BANKS = 8  # at most; regions of so many are looked at together
 
@@ -125,6 +125,7 @@ class State(NamedTuple):
     reach: Int32Array  # [consumers + 1, 4, BANKS], see ``readers``
     spans: IntArray  # [banks, 2]: scratch
     parts: Rows  # PART [MOST_PARTS + 1]: scratch
+    saved: IntArray  # [cores, LAST_SAVED + 1]: saves of the latest packages, by the last bits of their numbers
     streams: Rows  # STREAM [cores]
     groups: Rows  # GROUP [cores, GROUPS]
 
@@ -142,6 +143,7 @@ def new_state(layers: int, cores: int, consumers: int, banks: int, largest_tilin
         reach=empty((consumers + 1, 4, BANKS), np.int32),
         spans=empty((banks, 2), np.int64),
         parts=empty(MOST_PARTS + 1, PART),
+        saved=empty((cores, LAST_SAVED + 1), np.int64),
         streams=empty(cores, STREAM),
         groups=empty((cores, GROUPS), GROUP),
     )
