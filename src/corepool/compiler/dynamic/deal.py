@@ -6,11 +6,13 @@ predictions and streams agree.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from corepool.compiler.dynamic.compiled import hot
-from corepool.compiler.dynamic.rows import TAIL, IntArray, State, Tables
+from corepool.compiler.dynamic.rows import FEW_WORDS, TAIL, IntArray, Rows, State, Tables
 from corepool.compiler.tables import IDLE
 
 NOWHERE = 1 << 30  # beyond any row or block
@@ -113,7 +115,7 @@ def describe_layer(layer: int, t: Tables, state: State) -> None:
         run.row = run.block = run.in_row = run.in_block = run.operand_row = run.operand_block = NOWHERE
         run.row_end = run.block_end = run.in_row_end = run.in_block_end = 0
         run.operand_row_end = run.operand_block_end = run.first_step = run.behind_step = run.tail = 0
-        run.code = run.code_end = 0
+        run.code = run.leading = run.whole = 0
         run.room = t.room[end] - t.room[begin]
         for p in range(begin, end):
             ifp = ifps[np.uint64(p)]
@@ -130,9 +132,24 @@ def describe_layer(layer: int, t: Tables, state: State) -> None:
             last = ifps[np.uint64(end - 1)]
             run.first_step, run.behind_step = ifps[np.uint64(begin)].first_step, last.first_step + last.steps
             run.code = t.steps[np.uint64(run.first_step)].first_instruction
-            step = t.steps[np.uint64(run.behind_step - 1)]
-            counts = step.weight_loads + step.feature_loads + step.operand_loads + step.computes + step.saves
-            run.code_end = step.first_instruction + counts
+            _look_ahead(run, t.steps)
+
+
+@hot
+def _look_ahead(run: Any, steps: Rows) -> None:
+    """How many groups of weights of a run can be fetched ahead of its features: not those that the features in use
+    shall meet, and of larger ones only the first."""
+    weight_key, feature_key = np.int64(-1), np.int64(-1)
+    for s in range(run.first_step, run.behind_step):
+        step = steps[np.uint64(s)]
+        if step.weight_loads and step.weight_key != weight_key:
+            large = s > run.first_step and step.weight_words > FEW_WORDS
+            if large or step.feature_loads == 0 or step.feature_key == feature_key:
+                return
+            run.leading += 1
+            weight_key = np.int64(step.weight_key)
+        feature_key = np.int64(step.feature_key)
+    run.whole = 1
 
 
 @hot

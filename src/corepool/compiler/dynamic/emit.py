@@ -27,10 +27,6 @@ from corepool.compiler.dynamic.rings import FURTHEST, LAST_GROUP, fetch_ahead, g
 from corepool.compiler.dynamic.rows import LAST_SAVED, UNUSED, Int32Array, IntArray, Place, Rows, State, Tables
 from corepool.compiler.dynamic.vectors import fetch
 
-MOST_HELD = 3  # packages whose saves a SYNC may leave to come
-FIRST_FETCHED = 6  # instructions of a core and layer that are brought near the processor some layers before
-MOST_FETCHED = 64  # instructions of a core and layer that are brought near the processor while it writes those before
-
 
 @inlined
 def _begin(stream: Any, groups: Rows) -> None:
@@ -185,24 +181,21 @@ def emit_layer(
 
 @inlined
 def _fetch_run(layer: int, core: int, behind_layer: int, runs: Rows, briefs: Rows, code: Rows) -> None:
-    """Have what a core's packages of the next layer are made of brought near the processor, and of those whose weights
-    may be fetched ahead soon, the first."""
+    """Have the first of what a core's packages of the next layer are made of brought near the processor, and the very
+    first of those whose weights may be fetched ahead soon. Always as many: how many there are would be hard to foresee.
+    """
     if layer + FURTHEST < behind_layer:
         run = runs[np.uint64(layer + FURTHEST), np.uint64(core)]
-        for i in range(0, FIRST_FETCHED, 2):
-            fetch(code, np.int64(run.code) + i)
-        fetch(briefs, np.int64(run.first_step))
-        fetch(briefs, np.int64(run.first_step) + 2)
+        for i in range(3):
+            fetch(code, np.int64(run.code) + 2 * i)
+        for i in range(2):
+            fetch(briefs, np.int64(run.first_step) + 2 * i)
     if layer + 1 < behind_layer:
         run = runs[np.uint64(layer + 1), np.uint64(core)]
-        begin = np.int64(run.code)
-        for i in range(begin + FIRST_FETCHED, min(np.int64(run.code_end), begin + MOST_FETCHED), 2):
-            fetch(code, i)
-            one_by_one()
-        begin = np.int64(run.first_step)
-        for i in range(begin + 4, min(np.int64(run.behind_step), begin + MOST_FETCHED // 4), 2):
-            fetch(briefs, i)
-            one_by_one()
+        for i in range(3, 9):
+            fetch(code, np.int64(run.code) + 2 * i)
+        for i in range(2, 4):
+            fetch(briefs, np.int64(run.first_step) + 2 * i)
 
 
 @hot
@@ -247,10 +240,10 @@ def emit_streams(
             _fetch_run(layer, core, behind_layer, runs, briefs, code)
             hold = holds[layer, core]
             if hold >= 0:
-                behind, end = 0, dealt[layer - 1, core + 1]
-                for p in range(end - min(hold, MOST_HELD), end):
-                    behind += state.saved[core, p & LAST_SAVED]
-                    one_by_one()
+                saved, last = state.saved[core], dealt[layer - 1, core + 1] - 1
+                behind = saved[last & LAST_SAVED] if hold > 0 else 0
+                behind += saved[(last - 1) & LAST_SAVED] if hold > 1 else 0
+                behind += saved[(last - 2) & LAST_SAVED] if hold > 2 else 0
                 write_sync(out, at, layer - 1, sync_cores, behind)
                 at += 1
             starts[core, layer - first_layer] = at - places[core]

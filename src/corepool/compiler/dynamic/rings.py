@@ -16,7 +16,6 @@ from corepool.compiler.dynamic.rows import GROUPS, LANE, LANE_GUARD, LANE_MASK, 
 LAST_GROUP = GROUPS - 1  # as a mask: the place of a group's number in the ring of groups
 WORD_CYCLES = 6  # about: a weight word from DDR, when three of a core's four slots move data
 FURTHEST = 3  # layers whose weights are fetched ahead
-FEW_WORDS = 64  # weight words of a package so small that those of a whole layer are fetched ahead
 
 
 @inlined
@@ -74,40 +73,35 @@ def fetch_ahead(
     following = layer + 1
     more = True
     while more and following < behind_layer and following <= layer + FURTHEST:
-        run = runs[following, core]
-        first, behind = np.int64(run.first_step), np.int64(run.behind_step)
-        if first < behind and fully < following:
+        run = runs[np.uint64(following), np.uint64(core)]
+        s = np.int64(run.first_step)
+        if s < run.behind_step and fully < following:
             if stream.ahead == following:  # only some of its weights are there
                 break
-            weight_key, feature_key = np.int64(-1), np.int64(-1)
+            weight_key = np.int64(-1)
             latest = UNUSED if following == layer + 1 else stream.compute2
-            for s in range(first, behind):
+            more = run.whole == 1
+            for _ in range(run.leading):
                 step = briefs[np.uint64(s)]
-                if step.weight_loads and step.weight_key != weight_key:
-                    words = step.sizes & LANE_MASK
-                    time -= words * WORD_CYCLES
-                    more = not (
-                        step.feature_loads == 0
-                        or step.feature_key == feature_key
-                        or (s > first and words > FEW_WORDS)
-                        or (following > layer + 1 and time < 0)
-                    )
-                    if not more:
-                        break
-                    group = group_at(groups, stream.next)
+                while step.weight_loads == 0 or step.weight_key == weight_key:
+                    s += 1
+                    step = briefs[np.uint64(s)]
+                time -= (step.sizes & LANE_MASK) * WORD_CYCLES
+                group = group_at(groups, stream.next)
+                wait = np.int64(UNUSED)
+                if following == layer + 1 or time >= 0:
                     wait = take(stream, groups, step, rings, latest)
-                    more = wait != UNUSED
-                    if not more:
-                        break
-                    load_group(step, following, group, code, out, at)
-                    if wait > stream.waited:
-                        out[np.uint64(at)].word0 |= WAIT_NEXT
-                        out[np.uint64(wait)].word0 |= RAISE_PREV
-                        stream.waited = wait
-                    at += np.int64(step.weight_loads)
-                    weight_key = np.int64(step.weight_key)
-                    stream.ahead = following
-                feature_key = np.int64(step.feature_key)
+                if wait == UNUSED:
+                    more = False
+                    break
+                load_group(step, following, group, code, out, at)
+                if wait > stream.waited:
+                    out[np.uint64(at)].word0 |= WAIT_NEXT
+                    out[np.uint64(wait)].word0 |= RAISE_PREV
+                    stream.waited = wait
+                at += np.int64(step.weight_loads)
+                weight_key = np.int64(step.weight_key)
+                stream.ahead = following
         if more:
             fully = max(fully, following)
             stream.ahead = max(stream.ahead, following)

@@ -36,15 +36,16 @@ _STREAM_COLUMNS = (
     "ahead", "fully",  # layers of which some or all weights have been fetched
 )  # fmt: skip
 
-# What the packages of one core of one layer have in common: the regions of their results, inputs and operands, their
-# steps, the latency of the last TAIL of them, the most instructions that they can become, and where those in the
-# package's code begin and end.
+# What the packages of one core of one layer have in common: their steps, the first instruction, how many groups of
+# weights can be fetched ahead and whether these are all, the latency of the last TAIL packages, the most instructions
+# that they can become, and the regions of their results, inputs and operands.
 _RUN_COLUMNS = (
+    "first_step", "behind_step", "code", "leading", "whole", "tail", "room",
     "row", "row_end", "block", "block_end", "in_row", "in_row_end", "in_block", "in_block_end",
-    "operand_row", "operand_row_end", "operand_block", "operand_block_end",
-    "first_step", "behind_step", "tail", "room", "code", "code_end",
+    "operand_row", "operand_row_end", "operand_block", "operand_block_end", "unused",
 )  # fmt: skip
 TAIL = 4
+FEW_WORDS = 64  # weight words of a package so small that those of a whole layer are fetched ahead
 GROUPS = 16  # of a core, a ring
 UNUSED = 1 << 40  # ``use`` of a group that no instruction has read yet
 
