@@ -23,10 +23,8 @@ from corepool.compiler.dynamic.patch import (
     write_sync,
 )
 from corepool.compiler.dynamic.readers import banks_of, near_regions, plan_readers, split_rows
-from corepool.compiler.dynamic.rings import FURTHEST, LAST_GROUP, fetch_ahead, group_at, load_group, take
+from corepool.compiler.dynamic.rings import LAST_GROUP, fetch_ahead, group_at, load_group, take
 from corepool.compiler.dynamic.rows import LAST_SAVED, UNUSED, Int32Array, IntArray, Place, Rows, State, Tables
-from corepool.compiler.dynamic.vectors import fetch
-
 
 @inlined
 def _begin(stream: Any, groups: Rows) -> None:
@@ -44,7 +42,7 @@ def emit_layer(
     layer: int, core: int, layers: Rows, ifps: Rows, briefs: Rows, results: Int32Array, code: Rows, own: int,
     rings: int, half: int, result_words: int, word_bytes: int, sync_cores: int, again: int, dealt: IntArray, run: Any,
     stream: Any, groups: Rows, readers: IntArray, reach: Int32Array, spans: IntArray, parts: Rows,
-    saved: IntArray, out: Rows, at: int,
+    known: IntArray, saved: IntArray, out: Rows, at: int,
 ) -> int:  # fmt: skip
     """Write one core's packages of one layer to ``out[at]`` and on; returns the place behind.
 
@@ -81,9 +79,12 @@ def emit_layer(
             parts_count = 1
             banks, partly = banks_of(results, p, everything, first_region, regions, reach)
             if partly:
-                parts_count = split_rows(
-                    ifps[np.uint64(p)], banks, partly, first_region, regions, reach, own, spans, parts
-                )  # fmt: skip
+                ifp, key = ifps[np.uint64(p)], (layer << 24) + (own << 16) + (banks << 8) + partly
+                # Neighbours often have the same rows, and are split alike.
+                if regions > 1 or known[0] != key or known[1] != ifp.out_row or known[2] != ifp.out_row_end:
+                    known[0], known[1], known[2] = key, ifp.out_row, ifp.out_row_end
+                    known[3] = split_rows(ifp, banks, partly, first_region, regions, reach, own, spans, parts)
+                parts_count = known[3]
                 banks = parts[0].mask
             elif banks == 0:
                 banks = 1 << own
@@ -179,25 +180,6 @@ def emit_layer(
     return at
 
 
-@inlined
-def _fetch_run(layer: int, core: int, behind_layer: int, runs: Rows, briefs: Rows, code: Rows) -> None:
-    """Have the first of what a core's packages of the next layer are made of brought near the processor, and the very
-    first of those whose weights may be fetched ahead soon. Always as many: how many there are would be hard to foresee.
-    """
-    if layer + FURTHEST < behind_layer:
-        run = runs[np.uint64(layer + FURTHEST), np.uint64(core)]
-        for i in range(3):
-            fetch(code, np.int64(run.code) + 2 * i)
-        for i in range(2):
-            fetch(briefs, np.int64(run.first_step) + 2 * i)
-    if layer + 1 < behind_layer:
-        run = runs[np.uint64(layer + 1), np.uint64(core)]
-        for i in range(3, 9):
-            fetch(code, np.int64(run.code) + 2 * i)
-        for i in range(2, 4):
-            fetch(briefs, np.int64(run.first_step) + 2 * i)
-
-
 @hot
 def lay_out(first_layer: int, behind_layer: int, runs: Rows, places: IntArray) -> None:
     """Give each core's stream room in one array: ``places`` [cores + 1] receives where each begins, and the end."""
@@ -231,13 +213,13 @@ def emit_streams(
     cores = len(bank_of)
     plan_readers(first_layer, behind_layer, layers, ifps, t.consumers, dealt, state.boxes, bank_of[0], readers, reach)
     lay_out(first_layer, behind_layer, runs, places)
+    state.known[0] = -1
     for core in range(cores):
         ends[core] = places[core]
         _begin(state.streams[core], state.groups[core])
     for layer in range(first_layer, behind_layer):
         for core in range(cores):
             stream, groups, at = state.streams[core], state.groups[core], ends[core]
-            _fetch_run(layer, core, behind_layer, runs, briefs, code)
             hold = holds[layer, core]
             if hold >= 0:
                 saved, last = state.saved[core], dealt[layer - 1, core + 1] - 1
@@ -250,7 +232,7 @@ def emit_streams(
             at = emit_layer(
                 layer, core, layers, ifps, briefs, results, code, bank_of[core], rings, half, result_words, word_bytes,
                 sync_cores, holds[layer, cores], dealt, runs[layer, core], stream, groups, readers, reach, spans,
-                parts, state.saved, out, at,
+                parts, state.known, state.saved, out, at,
             )  # fmt: skip
             if layer < behind_layer - 1:
                 at = fetch_ahead(layer, core, behind_layer, briefs, code, runs, rings, stream, groups, out, at)

@@ -126,6 +126,7 @@ class State(NamedTuple):
     reach: Int32Array  # [consumers + 1, 4, BANKS], see ``readers``
     spans: IntArray  # [banks, 2]: scratch
     parts: Rows  # PART [MOST_PARTS + 1]: scratch
+    known: IntArray  # [4]: the package (layer, banks, rows) that ``parts`` is of, and their number
     saved: IntArray  # [cores, LAST_SAVED + 1]: saves of the latest packages, by the last bits of their numbers
     streams: Rows  # STREAM [cores]
     groups: Rows  # GROUP [cores, GROUPS]
@@ -144,6 +145,7 @@ def new_state(layers: int, cores: int, consumers: int, banks: int, largest_tilin
         reach=empty((consumers + 1, 4, BANKS), np.int32),
         spans=empty((banks, 2), np.int64),
         parts=empty(MOST_PARTS + 1, PART),
+        known=empty(4, np.int64),
         saved=empty((cores, LAST_SAVED + 1), np.int64),
         streams=empty(cores, STREAM),
         groups=empty((cores, GROUPS), GROUP),
