@@ -23,8 +23,9 @@ from corepool.compiler.dynamic.patch import (
     write_sync,
 )
 from corepool.compiler.dynamic.readers import banks_of, near_regions, plan_readers, split_rows
-from corepool.compiler.dynamic.rings import LAST_GROUP, fetch_ahead, group_at, load_group, take
+from corepool.compiler.dynamic.rings import FURTHEST, LAST_GROUP, fetch_ahead, group_at, load_group, take
 from corepool.compiler.dynamic.rows import LAST_SAVED, UNUSED, Int32Array, IntArray, Place, Rows, State, Tables
+from corepool.compiler.dynamic.vectors import fetch
 
 @inlined
 def _begin(stream: Any, groups: Rows) -> None:
@@ -180,6 +181,14 @@ def emit_layer(
     return at
 
 
+@inlined
+def _fetch_first(run: Any, briefs: Rows, code: Rows) -> None:
+    """Have the first of what a core's packages are made of brought near the processor."""
+    fetch(code, np.int64(run.code))
+    fetch(code, np.int64(run.code) + 2)
+    fetch(briefs, np.int64(run.first_step))
+
+
 @hot
 def lay_out(first_layer: int, behind_layer: int, runs: Rows, places: IntArray) -> None:
     """Give each core's stream room in one array: ``places`` [cores + 1] receives where each begins, and the end."""
@@ -220,6 +229,8 @@ def emit_streams(
     for layer in range(first_layer, behind_layer):
         for core in range(cores):
             stream, groups, at = state.streams[core], state.groups[core], ends[core]
+            if layer + FURTHEST < behind_layer:
+                _fetch_first(runs[np.uint64(layer + FURTHEST), np.uint64(core)], briefs, code)
             hold = holds[layer, core]
             if hold >= 0:
                 saved, last = state.saved[core], dealt[layer - 1, core + 1] - 1
