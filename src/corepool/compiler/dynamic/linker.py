@@ -91,16 +91,20 @@ def _link(
 
 
 @cache
-def _banks(config: HardwareConfig) -> IntArray:
-    """The bank of every core."""
-    return np.array([config.bank_of(core) for core in range(config.cores)], np.int64)
+def _machine(config: HardwareConfig) -> tuple[IntArray, int, int, int, int]:
+    """The bank of every core, and the sizes of a core's memories as in ``Place``."""
+    rings = config.weight_words | config.parameter_words << LANE | config.lut_slots << 2 * LANE
+    banks = np.array([config.bank_of(core) for core in range(config.cores)], np.int64)
+    return banks, rings, config.feature_lines, config.result_words, config.word_bytes
 
 
 def place_of(cores: Sequence[int], config: HardwareConfig) -> Place:
     """The cores' banks and memories in the form that compiled code takes."""
-    rings = config.weight_words | config.parameter_words << LANE | config.lut_slots << 2 * LANE
-    mask = sum(1 << core for core in cores)
-    return Place(_banks(config)[list(cores)], rings, config.feature_lines, config.result_words, config.word_bytes, mask)
+    banks, *sizes = _machine(config)
+    mask = 0
+    for core in cores:
+        mask |= 1 << core
+    return Place(banks[list(cores)], *sizes, mask)
 
 
 def state_of(package: ModelPackage, cores: int, config: HardwareConfig) -> State:
