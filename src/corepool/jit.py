@@ -1,4 +1,4 @@
-"""The one door to numba: its decorator, with a cache on disk that can never be stale, and two words that it lacks.
+"""The one door to numba: its decorator, with a cache on disk that can never be stale, and some words that it lacks.
 
 It must not know what is compiled. numba keeps compiled code until the function's own file changes, even if a function
 that it calls in another file did change. So the cache's folder is named after the contents of all files that matter.
@@ -134,3 +134,76 @@ def _multiply_block(
 # loops would keep the sums in memory, and take longer to begin and to end than such a block takes. Nothing is checked;
 # whole numbers are numbers of 64 bits, arrays are of one dimension and without gaps.
 multiply_block: Callable[..., None] = intrinsic(_multiply_block)
+
+
+EIGHT = 8  # regions that ``meet`` looks at together
+_WORD = ir.IntType(64)
+_EIGHT = ir.VectorType(ir.IntType(32), EIGHT)
+
+
+def _data_of(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    return context.make_array(kind)(context, builder, value).data
+
+
+def _spread(builder: Any, value: Any) -> Any:
+    """A number of 64 bits in all lanes."""
+    undefined = ir.Constant(_EIGHT, ir.Undefined)
+    alone = builder.insert_element(
+        undefined, builder.trunc(value, ir.IntType(32)), ir.Constant(ir.IntType(32), 0)
+    )  # fmt: skip
+    return builder.shuffle_vector(alone, undefined, ir.Constant(_EIGHT, [0] * EIGHT))
+
+
+def _meet(
+    typing_context: Any, reach: Any, number: Any, row: Any, row_end: Any, block: Any, block_end: Any
+) -> Any:  # fmt: skip
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        base = _data_of(context, builder, reach, arguments[0])
+        first = builder.mul(arguments[1], ir.Constant(_WORD, 4 * EIGHT))
+        row_v, row_end_v, block_v, block_end_v = (
+            builder.load(
+                builder.bitcast(
+                    builder.gep(base, [builder.add(first, ir.Constant(_WORD, i * EIGHT))]), _EIGHT.as_pointer()
+                ),
+                align=4,
+            )
+            for i in range(4)
+        )
+        row, row_end, block, block_end = (_spread(builder, value) for value in arguments[2:])
+
+        def both(a: Any, b: Any, c: Any, d: Any) -> Any:
+            return builder.and_(a, builder.and_(b, builder.and_(c, d) if d is not None else c))
+
+        less, up_to = (lambda a, b: builder.icmp_signed("<", a, b)), (lambda a, b: builder.icmp_signed("<=", a, b))
+        hit = both(less(row_v, row_end), less(row, row_end_v), less(block_v, block_end), less(block, block_end_v))
+        rows = both(hit, up_to(row_v, row), up_to(row_end, row_end_v), None)
+        held = both(rows, up_to(block_v, block), up_to(block_end, block_end_v), None)
+        bits = [builder.zext(builder.bitcast(each, ir.IntType(EIGHT)), _WORD) for each in (hit, rows, held)]
+        shifted = [builder.shl(each, ir.Constant(_WORD, i * EIGHT)) for i, each in enumerate(bits)]
+        return builder.or_(shifted[0], builder.or_(shifted[1], shifted[2]))
+
+    return types.int64(reach, *[types.int64] * 5), generate
+
+
+# In compiled code: how a region (row, end, block, end) meets eight others, whose rows, ends, blocks and ends are
+# ``reach[number]`` [4, 8] of 32 bits. A bit for each: those that hold something of it, from bit 8 on those that hold
+# all its rows as well, and from bit 16 on those that hold all of it. Nothing is checked; ``reach`` has no gaps.
+meet: Callable[..., int] = intrinsic(_meet)
+
+
+def _fetch(typing_context: Any, rows: Any, number: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = builder.bitcast(
+            builder.gep(_data_of(context, builder, rows, arguments[0]), [arguments[1]]), ir.IntType(8).as_pointer()
+        )
+        whole = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, whole, whole, whole])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
+        builder.call(prefetch, [pointer, *(ir.Constant(whole, value) for value in (0, 3, 1))])  # data, to be read, near
+        return context.get_dummy_value()
+
+    return types.none(rows, types.int64), generate
+
+
+# In compiled code: have row ``number`` of an array of one dimension and without gaps brought near the processor.
+fetch: Callable[..., None] = intrinsic(_fetch)

@@ -105,6 +105,20 @@ class ModelPackage:
         head = {"head": self.head} if self.head else {}
         return {"meta": text.encode(), "weights": self.weights, "code": self.code, **tables, "tail": self.tail, **head}
 
+    def _in_order(self) -> bool:
+        """Whether each package has steps, its last one is the last of no other package's inner ones, and those of a
+        tiling's packages follow each other."""
+        first, count = self.ifps[:, 0].astype(np.int64), self.ifps[:, 1]
+        behind = first + count
+        if not (count >= 1).all():
+            return False
+        ends = np.zeros(len(self.steps) + 1, np.int64)
+        ends[behind] = 1
+        before = np.cumsum(ends)
+        follows = np.append(True, first[1:] == behind[:-1])[: len(first)]
+        follows[self.tilings[self.tilings[:, 1] > 0, 0]] = True
+        return bool((before[behind] - before[first] == 1).all() and follows.all())
+
     @classmethod
     def open(cls, path: Path, config: HardwareConfig | Mapping[str, HardwareConfig] | None = None) -> ModelPackage:
         """Map and check a package. Raises PackageError, or ConfigMismatchError if it was made for another
@@ -167,7 +181,9 @@ class ModelPackage:
             bool((self.steps[:, 1:6] >= 0).all() and (self.steps[:, 5] <= 1024).all()),
             "table steps has negative counts",
         )
+        require(bool((self.steps[:, 1:6] < 1 << 16).all()), "table steps has more instructions than a step can have")
         require(bool((self.steps[:, 4] >= 1).all()), "table steps has steps that compute nothing")
+        require(self._in_order(), "table ifps has packages whose steps do not follow each other")
         room = self.steps[:, STEP_COLUMNS.index("weight_words") :]
         require(bool(((room >= 0) & (room < 1 << 16)).all()), "table steps has groups of impossible size")
         producer = self.layers[:, LAYER_COLUMNS.index("producer")]

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from corepool.jit import njit, one_by_one
+from corepool.jit import EIGHT, fetch, meet, njit, one_by_one
 
-__all__ = ["hot", "inlined", "one_by_one"]
+__all__ = ["EIGHT", "fetch", "hot", "inlined", "meet", "one_by_one"]
 
 # Without numba's runtime no reference counts are kept for arrays, which more than halves the linker's time. The option
 # is numba's own, though not in its manual: bounds on numba's version and the tests guard it.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from corepool.compiler.dynamic.compiled import hot, inlined, one_by_one
+from corepool.compiler.dynamic.compiled import fetch, hot, inlined, one_by_one
 from corepool.compiler.dynamic.patch import (
     RAISE_NEXT,
     RAISE_PREV,
@@ -17,15 +17,15 @@ from corepool.compiler.dynamic.patch import (
     WAIT_PREV,
     copy_computes,
     copy_loads,
-    copy_part,
+    copy_parts,
     copy_saves,
     write_end,
     write_sync,
 )
 from corepool.compiler.dynamic.readers import banks_of, near_regions, plan_readers, split_rows
-from corepool.compiler.dynamic.rings import FURTHEST, LAST_GROUP, fetch_ahead, group_at, load_group, take
+from corepool.compiler.dynamic.rings import FURTHEST, LAST_GROUP, counts_of, fetch_ahead, group_at, load_group, take
 from corepool.compiler.dynamic.rows import LAST_SAVED, UNUSED, Int32Array, IntArray, Place, Rows, State, Tables
-from corepool.compiler.dynamic.vectors import fetch
+
 
 @inlined
 def _begin(stream: Any, groups: Rows) -> None:
@@ -80,11 +80,12 @@ def emit_layer(
             parts_count = 1
             banks, partly = banks_of(results, p, everything, first_region, regions, reach)
             if partly:
-                ifp, key = ifps[np.uint64(p)], (layer << 24) + (own << 16) + (banks << 8) + partly
                 # Neighbours often have the same rows, and are split alike.
-                if regions > 1 or known[0] != key or known[1] != ifp.out_row or known[2] != ifp.out_row_end:
-                    known[0], known[1], known[2] = key, ifp.out_row, ifp.out_row_end
-                    known[3] = split_rows(ifp, banks, partly, first_region, regions, reach, own, spans, parts)
+                row, row_end = results[np.uint64(p), 0], results[np.uint64(p), 1]
+                key = (layer << 24) + (own << 16) + (banks << 8) + partly
+                if regions > 1 or known[0] != key or known[1] != row or known[2] != row_end:
+                    known[0], known[1], known[2] = key, row, row_end
+                    known[3] = split_rows(results, p, banks, partly, first_region, regions, reach, own, spans, parts)
                 parts_count = known[3]
                 banks = parts[0].mask
             elif banks == 0:
@@ -95,9 +96,7 @@ def emit_layer(
             s += 1
             step = briefs[np.uint64(s)]
             more = step.last == 0
-            source, saves = np.int64(step.code), np.int64(step.saves)
-            weight_loads, feature_loads = np.int64(step.weight_loads), np.int64(step.feature_loads)
-            operand_loads, computes = np.int64(step.operand_loads), np.int64(step.computes)
+            source, weight_loads, feature_loads, operand_loads, computes, saves = counts_of(step)
             first_load = at
             wait = np.int64(-1)
             if weight_loads and step.weight_key != weight_key:
@@ -156,18 +155,11 @@ def emit_layer(
                 save2 = save1
                 if parts_count == 1:
                     copy_saves(code, source, saves, out, at, result, banks)
-                    save1 = at + saves - 1
                 else:
-                    save1 = at - 1
-                    for i in range(saves):
-                        for j in range(parts_count):
-                            save1 += 1
-                            part = parts[np.uint64(j)]
-                            copy_part(ifps[np.uint64(p)], code, source + i, out, save1, result, part, word_bytes)
-                            one_by_one()
-                    out[np.uint64(at)].word0 |= WAIT_PREV
-                save_count += save1 + 1 - at
-                at = save1 + 1
+                    copy_parts(ifps, p, code, source, saves, out, at, result, parts, parts_count, word_bytes)
+                save_count += saves * parts_count
+                at += saves * parts_count
+                save1 = at - 1
         saved[np.uint64(core), np.uint64(p & LAST_SAVED)] = save_count
         if again and p == begin:
             write_sync(out, at, layer - 1, sync_cores, save_count)

@@ -100,11 +100,11 @@ def _machine(config: HardwareConfig) -> tuple[IntArray, int, int, int, int]:
 
 def place_of(cores: Sequence[int], config: HardwareConfig) -> Place:
     """The cores' banks and memories in the form that compiled code takes."""
-    banks, *sizes = _machine(config)
+    banks, rings, lines, words, width = _machine(config)
     mask = 0
     for core in cores:
         mask |= 1 << core
-    return Place(banks[list(cores)], *sizes, mask)
+    return Place(banks[list(cores)], rings, lines, words, width, mask)
 
 
 def state_of(package: ModelPackage, cores: int, config: HardwareConfig) -> State:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from corepool.compiler.dynamic.compiled import inlined, one_by_one
+from corepool.compiler.dynamic.compiled import hot, inlined, one_by_one
 from corepool.compiler.dynamic.rows import LANE, LANE_MASK, Rows
 from corepool.isa.table import Opcode, Target, field_of
 
@@ -138,6 +138,21 @@ def copy_part(ifp: Any, code: Rows, source: int, out: Rows, at: int, move: int, 
         word3 |= np.uint64(skip) << _BLOCK_SKIP
     made.word0, made.word1 = (word0 & _BANKS_CLEAR) | (np.uint64(part.mask) << _BANKS), word1
     made.word2, made.word3 = given.word2 + (np.uint64(move) << _LOCAL), word3
+
+
+@hot
+def copy_parts(
+    ifps: Rows, package: int, code: Rows, source: int, saves: int, out: Rows, at: int, move: int, parts: Rows,
+    count: int, word_bytes: int,
+) -> None:  # fmt: skip
+    """Copy a package's saves, each in so many parts. The first waits for the computation."""
+    ifp, first = ifps[np.uint64(package)], at
+    for i in range(saves):
+        for j in range(count):
+            copy_part(ifp, code, source + i, out, at, move, parts[np.uint64(j)], word_bytes)
+            at += 1
+            one_by_one()
+    out[np.uint64(first)].word0 |= WAIT_PREV
 
 
 @inlined

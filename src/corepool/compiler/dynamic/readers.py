@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from corepool.compiler.dynamic.compiled import hot, inlined, one_by_one
+from corepool.compiler.dynamic.compiled import EIGHT, hot, inlined, meet, one_by_one
 from corepool.compiler.dynamic.deal import NOWHERE
 from corepool.compiler.dynamic.rows import BANKS, MOST_PARTS, Int32Array, IntArray, Rows
-from corepool.compiler.dynamic.vectors import meet
 
 ALL_BANKS = (1 << BANKS) - 1
+assert BANKS == EIGHT
 
 
 @inlined
@@ -106,7 +106,7 @@ def banks_of(
     for r in range(first + 1, first + count):
         met |= meet(reach, r, row, row_end, block, block_end)
         one_by_one()
-    whole = everything | met >> BANKS & ALL_BANKS
+    whole: Any = everything | met >> BANKS & ALL_BANKS
     return whole, met & ALL_BANKS & ~whole
 
 
@@ -150,36 +150,39 @@ def _split_many(first_row: int, last_row: int, whole: int, partly: int, own: int
 
 
 @inlined
-def _span(ifp: Any, bank: int, first: int, count: int, reach: Int32Array) -> tuple[int, int]:
+def _span(
+    result: Int32Array, p: int, bank: int, first: int, count: int, reach: Int32Array
+) -> tuple[int, int]:  # fmt: skip
     """From which row to which a bank needs rows of a package's result."""
-    first_row, last_row = np.int64(ifp.out_row), np.int64(ifp.out_row_end)
-    begin, end = last_row, first_row
+    first_row, last_row = np.int64(result[p, 0]), np.int64(result[p, 1])
+    begin: Any = last_row
+    end: Any = first_row
     for r in range(first, first + count):
-        place, b = np.uint64(r), np.uint64(bank)
-        low, high = max(first_row, np.int64(reach[place, 0, b])), min(last_row, np.int64(reach[place, 1, b]))
-        hit = (low < high) & (ifp.out_block < reach[place, 3, b]) & (reach[place, 2, b] < ifp.out_block_end)
+        low, high = max(first_row, np.int64(reach[r, 0, bank])), min(last_row, np.int64(reach[r, 1, bank]))
+        hit = (low < high) & (result[p, 2] < reach[r, 3, bank]) & (reach[r, 2, bank] < result[p, 3])
         begin, end = min(begin, low if hit else begin), max(end, high if hit else end)
         one_by_one()
     return begin, end
 
 
-@inlined
+@hot
 def split_rows(
-    ifp: Any, whole: int, partly: int, first: int, count: int, reach: Int32Array, own: int, spans: IntArray, parts: Rows
-) -> int:
+    result: Int32Array, package: int, whole: int, partly: int, first: int, count: int, reach: Int32Array, own: int,
+    spans: IntArray, parts: Rows,
+) -> int:  # fmt: skip
     """Which banks need which rows of a package's result: fills ``parts`` with row, row end, bank mask; returns their
     number. ``whole`` and ``partly`` (not 0) are those of ``banks_of``.
 
     Rows that only one more bank needs (halos) are saved apart, so that the others are not written there. ``spans``
     [banks, 2] is scratch. Rows that nobody reads go to the core's ``own`` bank.
     """
-    first_row, last_row = np.int64(ifp.out_row), np.int64(ifp.out_row_end)
+    first_row, last_row = np.int64(result[package, 0]), np.int64(result[package, 1])
     rest, shared = whole if whole else 1 << own, whole | partly
     made = 0
     if partly & (partly - 1):  # several
         for bank in range(len(spans)):
             if partly >> bank & 1:
-                spans[bank, 0], spans[bank, 1] = _span(ifp, bank, first, count, reach)
+                spans[bank, 0], spans[bank, 1] = _span(result, package, bank, first, count, reach)
             one_by_one()
         made = _split_many(first_row, last_row, whole, partly, own, spans, parts)
     elif rest != shared:
@@ -187,7 +190,7 @@ def split_rows(
         while partly >> bank != 1:
             bank += 1
             one_by_one()
-        begin, end = _span(ifp, bank, first, count, reach)
+        begin, end = _span(result, package, bank, first, count, reach)
         # Without branches: which of the outer parts are empty would be hard to foresee.
         _set_part(first_row, begin, rest, parts[0])
         made = int(first_row < begin)

@@ -24,6 +24,15 @@ def group_at(groups: Rows, number: int) -> Any:
 
 
 @inlined
+def counts_of(step: Any) -> tuple[Any, Any, Any, Any, Any, Any]:
+    """Where a step's instructions begin, and how many there are of each kind."""
+    return (
+        np.int64(step.code), np.int64(step.weight_loads), np.int64(step.feature_loads), np.int64(step.operand_loads),
+        np.int64(step.computes), np.int64(step.saves),
+    )  # fmt: skip
+
+
+@inlined
 def take(stream: Any, groups: Rows, step: Any, rings: int, latest: int) -> int:
     """Take room for a step's group behind the newest one, giving up the oldest ones. Returns the position of the
     compute instruction that has to end before it is filled (-1: none), or UNUSED, and nothing is taken, if there is no
@@ -31,7 +40,7 @@ def take(stream: Any, groups: Rows, step: Any, rings: int, latest: int) -> int:
     """
     tail, following, used = stream.tail, stream.next, stream.used + step.sizes
     room = rings + LANE_GUARD
-    wait = np.int64(-1)
+    wait: Any = np.int64(-1)
     while tail < following and ((room - used) & LANE_GUARD != LANE_GUARD or following - tail == GROUPS):
         oldest = group_at(groups, tail)
         wait = max(wait, oldest.use)
@@ -99,7 +108,7 @@ def fetch_ahead(
                     out[np.uint64(at)].word0 |= WAIT_NEXT
                     out[np.uint64(wait)].word0 |= RAISE_PREV
                     stream.waited = wait
-                at += np.int64(step.weight_loads)
+                at += int(step.weight_loads)
                 weight_key = np.int64(step.weight_key)
                 stream.ahead = following
         if more:

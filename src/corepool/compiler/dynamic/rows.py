@@ -67,9 +67,7 @@ RUN = _rows(_RUN_COLUMNS, np.int32)
 STREAM = _rows(_STREAM_COLUMNS, np.int64)
 # Where a group begins and how much it takes in the three rings (lanes), the last compute instruction that reads it, and
 # whose weights they are.
-GROUP = np.dtype(
-    [("places", np.int64), ("sizes", np.int64), ("use", np.int64), ("layer", np.int32), ("key", np.int32)]
-)
+GROUP = np.dtype([("places", np.int64), ("sizes", np.int64), ("use", np.int64), ("layer", np.int32), ("key", np.int32)])
 # What emission needs to know of a step, in half a cache line: its first instruction, what its group takes (lanes), its
 # keys and counts, and whether it is the last step of its package.
 BRIEF = np.dtype(
