@@ -5,6 +5,7 @@ It must not know instructions.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corepool.compiler.dynamic import link
-from corepool.compiler.dynamic.prepare import dealing_of
-from corepool.compiler.dynamic.rows import TAIL
+from corepool.compiler.dynamic.prepare import dealing_of, tables_of
+from corepool.compiler.dynamic.rows import LANE, LANE_MASK, TAIL
 from corepool.compiler.model import ModelPackage
 from corepool.compiler.static.compile import compile_graph
-from corepool.compiler.tables import IDLE, IFP_COLUMNS, MAX_CORES
+from corepool.compiler.tables import IDLE, IFP_COLUMNS, MAX_CORES, STEP_COLUMNS
 from corepool.config import preset
+from corepool.errors import PackageError
 from support.graphs import random_graph
 
 CONFIG = preset("u200")
@@ -58,6 +60,40 @@ def test_each_layer_is_dealt_as_chosen_and_what_a_core_reads_and_writes_is_what_
                     assert run[ours + name] == columns(package, begin, end, theirs + name).min()
                     highest = columns(package, begin, end, f"{theirs}{name}_end").max()
                     assert run[f"{ours}{name}_end"] == max(highest, 0)
+
+
+def test_briefs_and_results_say_what_the_tables_do() -> None:
+    package = compiled(3, 4)
+    tables = tables_of(package)
+    steps = {name: package.steps[:, i].astype(np.int64) for i, name in enumerate(STEP_COLUMNS)}
+    for name in ("weight_loads", "feature_loads", "operand_loads", "computes", "saves", "weight_key", "feature_key"):
+        assert np.array_equal(tables.briefs[name], steps[name])
+    assert np.array_equal(tables.briefs["code"], steps["first_instruction"])
+    for lane, name in enumerate(("weight_words", "parameter_words", "tables")):
+        assert np.array_equal(tables.briefs["sizes"] >> LANE * lane & LANE_MASK, steps[name])
+    last = np.zeros(len(package.steps), bool)
+    for row in package.ifps:
+        last[row[0] + row[1] - 1] = True
+    assert np.array_equal(tables.briefs["last"], last)
+    for i, name in enumerate(("out_row", "out_row_end", "out_block", "out_block_end")):
+        assert np.array_equal(tables.results[:, i], package.ifps[:, IFP_COLUMNS.index(name)])
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value", "message"),
+    [
+        ("steps", STEP_COLUMNS.index("computes"), 1 << 16, "points outside|more instructions than a step can have"),
+        ("ifps", IFP_COLUMNS.index("steps"), 0, "steps do not follow each other"),
+        ("ifps", IFP_COLUMNS.index("first_step"), 0, "steps do not follow each other"),
+    ],
+)
+def test_packages_that_the_linker_would_misread_are_refused(table: str, column: int, value: int, message: str) -> None:
+    package = compiled(3)
+    package.check("here")
+    changed = getattr(package, table).copy()
+    changed[-1, column] = value
+    with pytest.raises(PackageError, match=message):
+        replace(package, **{table: changed}).check("here")
 
 
 def test_linking_changes_nothing_of_what_is_prepared() -> None:
