@@ -152,14 +152,33 @@ class Machine(RuleBasedStateMachine):
             _, action = ledger.tasks.pop(lease)
             self.attempt(ev.Programmed(self.now, lease, action.epoch))  # type: ignore[attr-defined]
 
-    @rule(pick=st.integers(0, 30), low=st.integers(0, 4), high=st.integers(0, 16))
-    def resize_one(self, pick: int, low: int, high: int) -> None:
+    @rule(
+        pick=st.integers(0, 30),
+        low=st.integers(0, 4),
+        high=st.integers(0, 16),
+        window=st.sampled_from([None] * 3 + [900, 1500, 2000]),
+    )
+    def resize_one(self, pick: int, low: int, high: int, window: int | None) -> None:
         leases = list(self.world.hypervisor.book.leases.values())
         if leases:
             lease = leases[pick % len(leases)]
             if lease.sharing is ev.Sharing.PUBLIC:
                 low = high
-            self.attempt(ev.ResizeLease(self.now + 1, lease.tenant, lease.lease, low, high))
+            self.attempt(ev.ResizeLease(self.now + 1, lease.tenant, lease.lease, low, high, window))
+
+    @rule(tenant=TENANTS, lease=NAMES, window=st.sampled_from([1000, 3000]), really=RARELY)
+    def restore_a_faulted_one(self, tenant: str, lease: str, window: int, really: bool) -> None:
+        if really:
+            self.attempt(ev.RequestLease(self.now + 1, tenant, lease, 0, 1, window, faulted=True))
+
+    @rule(tenant=TENANTS, quota=st.integers(0, 16), priority=st.integers(0, 3), really=RARELY)
+    def change_a_tenant(self, tenant: str, quota: int, priority: int, really: bool) -> None:
+        if really:
+            self.attempt(ev.SetTenant(self.now + 1, tenant, quota, priority))
+
+    @rule(step=st.sampled_from([0, 10**6, 10**9]))
+    def time_passes(self, step: int) -> None:
+        self.attempt(ev.Tick(self.now + step))
 
     @rule(back=st.integers(0, 5))
     def cancel(self, back: int) -> None:
@@ -265,6 +284,13 @@ class Machine(RuleBasedStateMachine):
             ledger, book = self.world.ledger, self.world.hypervisor.book
             assert ledger.accepted - set(ledger.ended) == set(book.jobs)
 
+    @invariant()
+    def nobody_is_forgotten(self) -> None:
+        """While the device has nothing to do, nobody who was dealt cores has jobs that wait."""
+        if hasattr(self, "world") and not (self.world.ledger.tasks or self.world.ledger.clears):
+            for lease in self.world.hypervisor.book.leases.values():
+                assert not (lease.waiting and lease.plan), f"lease {lease.lease} is forgotten"
+
     def teardown(self) -> None:
         """Left alone, everything comes to rest: no job waits on a lease that could have a core. And the log replays."""
         if not hasattr(self, "world"):
@@ -273,8 +299,10 @@ class Machine(RuleBasedStateMachine):
         self.repair_all()
         world.drain()
         book = world.hypervisor.book
+        fixed = sum(lease.planned for lease in book.leases.values() if lease.sharing is ev.Sharing.PUBLIC)
         for lease in book.leases.values():
-            if lease.admitted:
+            # Where public leases have all cores, who was promised none has to wait until one of these is released.
+            if lease.admitted and (lease.minimum or fixed < world.settings.cores):
                 assert not lease.waiting, f"lease {lease.lease} starves"
         assert snapshot(replay(world.settings, world.log)) == snapshot(world.hypervisor)
 

@@ -178,6 +178,26 @@ def test_replicas_make_room_for_a_lease_that_waits() -> None:
     world.drain()
 
 
+def test_a_window_grows_for_every_replica_or_not_at_all() -> None:
+    world = opened(bank_bytes=4500)
+    submit(world, 1000)
+    start_all(world)
+    assert len(sizes(world)) == 4
+    before = snapshot(world.hypervisor)
+    with pytest.raises(LeaseError, match="cannot have 1500 bytes now"):
+        world.do(ev.ResizeLease(world.now, "ann", "a", 0, 16, 1500))
+    assert snapshot(world.hypervisor) == before
+    world.do(ev.ResizeLease(world.now, "ann", "a", 0, 16, 1125))
+    world.drain()
+    submit(world, 1)
+    world.drain()
+    world.do(ev.ResizeLease(world.now, "ann", "a", 0, 16, 1500))  # one replica is left
+    submit(world, 1000)
+    start_all(world)
+    assert len(sizes(world)) == 3
+    world.drain()
+
+
 def test_another_tenant_gets_its_share() -> None:
     world = opened()
     world.tenant("bob")

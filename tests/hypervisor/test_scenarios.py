@@ -444,3 +444,58 @@ def test_records_of_all_events_survive_json_and_replay() -> None:
     for broken in ({}, {"event": "Nothing"}, {"event": "Cleared"}, {"event": "Cleared", "at": 1, "epoch": 1, "x": 2}):
         with pytest.raises(HypervisorError, match="no event"):
             from_record(broken)
+
+
+def test_who_needs_no_more_than_what_could_be_cleared_begins() -> None:
+    """The plan is the same before and after the deal that follows, so nobody else wakes the lease."""
+    world = World(Settings(cores=4, banks=2))
+    world.tenant("ann", quota=4)
+    world.lease("ann", "never used", 2, 2, sharing=ev.Sharing.PUBLIC)
+    world.clear_all()
+    world.do(ev.ReleaseLease(world.now, "ann", "never used"))
+    world.lease("ann", "a", 0, 4)
+    submit(world, "a", 1)
+    ((epoch, cores),) = world.ledger.clears.items()
+    assert cores == (2, 3), "the others are clean"
+    world.ledger.clears.clear()
+    (program,) = world.do(ev.ClearFailed(world.now, epoch))
+    assert isinstance(program, ac.Program)
+    assert program.cores == (0, 1)
+    world.drain()
+    assert world.ledger.ended == {1: ac.Outcome.DONE}
+
+
+def test_what_waited_behind_a_cancelled_job_begins_at_once() -> None:
+    """Bob's long job holds half of the cores; the long job in front was better off waiting for these."""
+    world = World(Settings())
+    world.tenant("ann", net(), net("big", 1_600_000_000))
+    world.tenant("bob", net("long", 400_000_000))
+    world.lease("bob", "b", 0, 16)
+    world.lease("ann", "a", 0, 16)
+    submit(world, "a", 1)
+    world.do(ev.SubmitJob(world.now, "bob", "b", 2, "long"))
+    world.clear_all()
+    world.finish("a")
+    world.finish("b")
+    world.do(ev.ReleaseLease(world.now, "bob", "b"))  # its job goes on
+    world.do(ev.SubmitJob(world.now, "ann", "a", 3, "big"))
+    world.do(ev.SubmitJob(world.now, "ann", "a", 4, "net"))
+    assert kinds(world.finish("a")) == ["JobEnded"], "what is left of it waits for the other half"
+    assert kinds(world.do(ev.CancelJob(world.now, "ann", "a", 3))) == ["JobEnded", "Start"]
+    world.drain()
+
+
+def test_a_lease_that_was_faulted_before_a_restart_holds_no_memory() -> None:
+    world = World(Settings(bank_bytes=2500))
+    for name in ("ann", "bob"):
+        world.tenant(name)
+        world.lease(name, name[0], 1, 8)
+    assert world.do(ev.RequestLease(world.now, "ann", "old", 2, 4, 2000, faulted=True)) == []
+    assert world.hypervisor.book.queue == []
+    world.lease("ann", "new", 0, 4)
+    assert world.hypervisor.book.queue == ["new"], "only that of the other two is taken"
+    world.do(ev.ReleaseLease(world.now, "bob", "b"))
+    assert world.hypervisor.book.leases["new"].admitted
+    with pytest.raises(LeaseError, match="stopped by a fault"):
+        world.do(ev.SubmitJob(world.now, "ann", "old", 1, "net"))
+    assert kinds(world.do(ev.ReleaseLease(world.now, "ann", "old"))) == ["LeaseReleased"]

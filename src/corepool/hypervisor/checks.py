@@ -29,7 +29,7 @@ def violations(book: Book, settings: Settings) -> list[str]:
         charged = sum(book.leases[name].charged for name in tenant.leases)
         if charged > tenant.quota:
             found.append(f"tenant {tenant.tenant!r} has or may have {charged} of {tenant.quota} cores")
-    waiting = {lease.lease for lease in book.leases.values() if not lease.admitted and not lease.releasing}
+    waiting = {each.lease for each in book.leases.values() if not (each.admitted or each.releasing or each.faulted)}
     if waiting != set(book.queue) or len(book.queue) != len(waiting):
         found.append("the queue is not made of the leases that are not admitted")
     jobs = {job.job: lease.lease for lease in book.leases.values() for job in _jobs(lease)}

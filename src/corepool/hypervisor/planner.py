@@ -26,11 +26,13 @@ def live(book: Book) -> list[Lease]:
 
 
 def fits(book: Book, settings: Settings, minimum: int, window_bytes: int, but: str | None = None) -> bool:
-    """True if the minimum and the window fit beside those of all admitted leases (``but`` one)."""
+    """True if the minimum and the window, one for each replica, fit beside those of all admitted leases (``but`` this
+    one, if it is)."""
     others = [each for each in book.leases.values() if each.admitted and each.lease != but]
     cores = sum(each.minimum for each in others if not each.faulted) + minimum
-    windows = [each.window_bytes * len(each.replicas) for each in others]
-    return cores <= len(book.usable) and sum(windows) + window_bytes <= settings.bank_bytes
+    windows = sum(each.window_bytes * len(each.replicas) for each in others)
+    windows += window_bytes * (1 if but is None else len(book.leases[but].replicas))
+    return cores <= len(book.usable) and windows <= settings.bank_bytes
 
 
 def admit(book: Book, settings: Settings) -> list[Lease]:

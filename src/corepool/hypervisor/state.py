@@ -167,9 +167,7 @@ class Hypervisor:
         book.put(lease)
         tenant.leases.add(event.lease)
         if event.faulted:
-            lease.admitted = True  # it waits for nothing
-            self._touch(lease)
-            return
+            return  # it waits for nothing, and has neither cores nor a window
         book.queue.append(event.lease)
         self._sort_queue()
         self._touch(lease)
@@ -225,6 +223,7 @@ class Hypervisor:
         lease, job = requests.check_cancel(self.book, event)
         lease.take(job)
         self._moves.end_job(job, lease, ac.Outcome.CANCELLED)
+        self._touch(lease)  # what was behind it may begin
         self._look_at_depth(lease, lease.waiting + 1)
         self._replan = self._replan or self._watches_jobs or not lease.waiting
 
@@ -256,6 +255,7 @@ class Hypervisor:
     def _clear_failed(self, event: ev.ClearFailed) -> None:
         if event.epoch in self.book.clears:
             self._moves.cleared(event.epoch, failed=True)
+            self._touch_incomplete()  # a plan that is met without the lost cores does not change any more
             self._replan = True
 
     def _current(self, name: str, epoch: int, phase: Phase) -> Replica | None:
