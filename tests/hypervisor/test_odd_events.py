@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
-from corepool.errors import HypervisorError, JobError, LeaseError, QuotaError, TenantError
+from corepool.errors import ConfigError, HypervisorError, JobError, LeaseError, QuotaError, TenantError
 from corepool.hypervisor import actions as ac
 from corepool.hypervisor import events as ev
 from corepool.hypervisor.log import snapshot
-from corepool.hypervisor.settings import SECOND, Settings
+from corepool.hypervisor.model import Model
+from corepool.hypervisor.settings import SECOND, Costs, Settings
+from corepool.hypervisor.state import Hypervisor
+from corepool.hypervisor.workload import Source
 from support.world import World, net
 
 ANY: Any = ev  # what is built here is wrong on purpose
@@ -43,7 +46,60 @@ MALFORMED = [
     (HypervisorError, ANY.RepairCores(0, ([1],))),
     (HypervisorError, ANY.Cleared(0, [1])),
     (LeaseError, ANY.Programmed(0, ["a"], 1)),
+    (HypervisorError, ANY.Tick(float("nan"))),
+    (HypervisorError, ANY.Tick(10**30)),
+    (HypervisorError, ANY.Programmed(0, "a", 1.0)),
+    (HypervisorError, ANY.Programmed(0, "a", None)),
+    (HypervisorError, ANY.Faulted(0, "a", float("nan"))),
+    (HypervisorError, ANY.JobDone(0, "a", True, 1)),
+    (HypervisorError, ANY.JobStopped(0, "a", "1", 1, 1)),
+    (JobError, ANY.JobDone(0, "a", 1, True)),
+    (JobError, ANY.JobDone(0, "a", 1, 1.0)),
+    (JobError, ANY.JobStopped(0, "a", 1, 1, 2.5)),
+    (JobError, ANY.JobStopped(0, "a", 1, 1, float("nan"))),
+    (JobError, ANY.CancelJob(0, "ann", "a", 1.0)),
+    (JobError, ANY.CancelJob(0, "ann", "a", True)),
+    (JobError, ANY.SubmitJob(0, "ann", "a", 1.0, "net")),
+    (JobError, ANY.SubmitJob(0, "ann", "a", 10**30, "net")),
+    (JobError, ANY.SubmitJob(0, "ann", "a", 3, "net", float("nan"))),
+    (JobError, ANY.SubmitJob(0, "ann", "a", 3, "net", float("inf"))),
+    (LeaseError, ANY.RequestLease(0, "ann", "x", float("nan"), 4, 10)),
+    (LeaseError, ANY.RequestLease(0, "ann", "x", 1, 4, float("inf"))),
+    (LeaseError, ANY.RequestLease(0, "ann", "x", 1, 4, 10, term_ns=float("nan"))),
+    (LeaseError, ANY.ResizeLease(0, "ann", "a", 1, float("nan"))),
+    (LeaseError, ANY.ResizeLease(0, "ann", "a", 1, 4, float("nan"))),
+    (QuotaError, ANY.SetTenant(0, "ann", float("nan"))),
+    (TenantError, ANY.SetTenant(0, "ann", 8, float("nan"))),
 ]
+
+NAN = float("nan")
+IMPOSSIBLE = [
+    *((Model, ("net", latency, (0,) * 16, 10)) for latency in ((NAN,) * 16, (1.5,) * 16, (True,) * 16, (0,) * 16, 16)),
+    *((Model, ("net", (1,), (0,), window)) for window in (NAN, 0, 1.0, None)),
+    *((Model, ("net", (1,), (0,), 10, 0, 0, ends)) for ends in ((NAN,), (-1, 1_000_000), (2, 1, 1_000_000), (), None)),
+    (Model, (None, (1,), (0,), 10)),
+    *((Settings, (cores, 4)) for cores in (0, -16, 16.0, NAN, "16", None, True, 15)),
+    *((Settings, (16, banks)) for banks in (0, NAN, None)),
+    *((Settings, (16, 4, 10, policy)) for policy in ("private-odd", "", None, ["private-even"])),
+    *((Settings, (16, 4, 10, "private-even", *times)) for times in ((0,), (NAN,), (1, 0), (1, 1, -1), (1, 1, NAN))),
+    (Settings, (16, 4, 10, "private-even", 1, 1, 1, True, None)),
+    *((Costs, costs) for costs in ((-1,), (NAN,), (0, 0), (0, NAN), (0, 1, None), (0, 1, 0, 0.5))),
+    *((Source, ("ann", net(), rate)) for rate in (0, -1, NAN, float("inf"), None)),
+    *((Source, ("ann", net(), 1.0, burst)) for burst in (0.5, NAN, float("inf"), "2")),
+    *((Source, ("ann", net(), 1.0, 1.0, deadline)) for deadline in (0, -5, NAN, 1.0)),
+    (Source, ("ann", "net", 1.0)),
+    *((Hypervisor, (Settings(), epoch)) for epoch in (-1, NAN, None, 1.0)),
+    (Hypervisor, (16,)),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"), IMPOSSIBLE, ids=[f"{k.__name__}-{i}" for i, (k, _) in enumerate(IMPOSSIBLE)]
+)
+def test_impossible_values_are_refused_in_one_line(kind: Any, values: tuple[Any, ...]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        kind(*values)
+    assert "\n" not in str(caught.value)
 
 
 BAD = [

@@ -465,6 +465,30 @@ def test_who_needs_no_more_than_what_could_be_cleared_begins() -> None:
     assert world.ledger.ended == {1: ac.Outcome.DONE}
 
 
+def test_who_hoped_for_cores_that_could_not_be_cleared_goes_on_with_its_own() -> None:
+    world = World(Settings(cores=4, banks=2))
+    world.tenant("ann", quota=4)
+    world.tenant("bob", quota=4)
+    world.lease("bob", "b", 2, 2, sharing=ev.Sharing.PUBLIC)
+    world.clear_all()
+    submit(world, "b", 1)
+    world.finish("b")
+    world.lease("ann", "a", 0, 4)
+    submit(world, "a", 2)
+    submit(world, "a", 3)
+    world.clear_all()
+    world.finish("a")
+    world.do(ev.ReleaseLease(world.now, "bob", "b"))
+    world.finish("b")
+    ((epoch, lost),) = world.ledger.clears.items()
+    assert kinds(world.finish("a")) == ["JobEnded"], "it waits for the other two, which are being cleared"
+    world.ledger.clears.clear()
+    assert kinds(world.do(ev.ClearFailed(world.now, epoch))) == ["Start"]
+    world.drain()
+    assert len(world.cores("a")) == 2
+    assert not set(lost) & set(world.cores("a"))
+
+
 def test_what_waited_behind_a_cancelled_job_begins_at_once() -> None:
     """Bob's long job holds half of the cores; the long job in front was better off waiting for these."""
     world = World(Settings())

@@ -13,6 +13,7 @@ from corepool.compiler.model import ModelPackage
 from corepool.compiler.tables import IFP_COLUMNS, MAX_CORES
 from corepool.config import HardwareConfig
 from corepool.errors import ConfigError
+from corepool.hypervisor.numbers import wholes
 
 MILLION = 1_000_000
 
@@ -37,15 +38,19 @@ class Model:
     layer_ends: tuple[int, ...] = (MILLION,)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ConfigError(f"a model has a name, a text, not {self.name!r}")
+        tables, ends = (self.latency_ns, self.stream_bytes), self.layer_ends
+        if not all(isinstance(table, tuple) for table in (*tables, ends)):
+            raise ConfigError(f"model {self.name!r}: latencies, stream bytes and layer ends are tuples")
         if not self.latency_ns or len(self.latency_ns) != len(self.stream_bytes):
             raise ConfigError(f"model {self.name!r}: tables of latency and stream bytes must have one length, not 0")
-        if min(self.latency_ns) < 1 or min(self.stream_bytes) < 0:
-            raise ConfigError(f"model {self.name!r}: latencies must be at least 1 ns and sizes not negative")
-        if min(self.weight_bytes, self.state_bytes) < 0 or self.window_bytes < 1:
-            raise ConfigError(f"model {self.name!r}: sizes of window, weights and state must not be negative")
-        ends = self.layer_ends
-        if not ends or list(ends) != sorted(ends) or ends[0] < 0 or ends[-1] != MILLION:
-            raise ConfigError(f"model {self.name!r}: layer ends must grow up to {MILLION}")
+        if not wholes(self.latency_ns, 1) or not wholes(self.stream_bytes):
+            raise ConfigError(f"model {self.name!r}: latencies must be at least 1 ns and sizes not negative, all whole")
+        if not wholes((self.weight_bytes, self.state_bytes)) or not wholes((self.window_bytes,), 1):
+            raise ConfigError(f"model {self.name!r}: a window has at least 1 byte, weights and state at least 0")
+        if not ends or not wholes(ends) or list(ends) != sorted(ends) or ends[-1] != MILLION:
+            raise ConfigError(f"model {self.name!r}: layer ends must grow up to {MILLION}, all whole")
 
     @property
     def layers(self) -> int:

@@ -10,9 +10,10 @@ from corepool.errors import DeadlineError, HypervisorError, JobError, LeaseError
 from corepool.hypervisor import events as ev
 from corepool.hypervisor import planner
 from corepool.hypervisor.model import Model
+from corepool.hypervisor.numbers import whole
 from corepool.hypervisor.records import MARK, Book, CoreState, Job, Lease, Tenant
 from corepool.hypervisor.settings import Settings
-from corepool.hypervisor.wellformed import whole
+from corepool.hypervisor.wellformed import END_OF_TIME
 
 
 def tenant_of(book: Book, name: str) -> Tenant:
@@ -157,7 +158,7 @@ def check_job(book: Book, settings: Settings, event: ev.SubmitJob) -> tuple[Leas
     lease = usable_lease(book, event.tenant, event.lease)
     tenant = book.tenants[event.tenant]
     model = model_of(tenant, event.model)
-    if not whole(event.job) or event.job < 0 or event.job in book.jobs:
+    if not whole(event.job) or not 0 <= event.job < END_OF_TIME or event.job in book.jobs:
         raise JobError(f"job {event.job!r} is no number from 0 on or is under way already; choose another number")
     if model.window_bytes > lease.window_bytes:
         raise JobError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from corepool.config import HardwareConfig
 from corepool.errors import ConfigError
 from corepool.hypervisor.model import Model, to_ns
+from corepool.hypervisor.numbers import wholes
 
 SECOND = 1_000_000_000
 
@@ -24,8 +25,8 @@ class Costs:
     clear_ns: int = 13_654  # all on-chip memories of a core at once, a word each a cycle: 4096 cycles at 300 MHz
 
     def __post_init__(self) -> None:
-        if self.pcie_bytes_per_s < 1 or min(self.relink_ns, self.pcie_latency_ns, self.clear_ns) < 0:
-            raise ConfigError("costs must not be negative, and the transfer rate at least 1 byte/s")
+        if not wholes((self.pcie_bytes_per_s,), 1) or not wholes((self.relink_ns, self.pcie_latency_ns, self.clear_ns)):
+            raise ConfigError("costs are whole numbers and not negative, the transfer rate is at least 1 byte/s")
 
     @classmethod
     def of(cls, config: HardwareConfig, relink_ns: int = 300_000) -> Costs:
@@ -65,14 +66,16 @@ class Settings:
     def __post_init__(self) -> None:
         from corepool.hypervisor.policies import POLICIES
 
-        if self.cores < 1 or self.banks < 1 or self.cores % self.banks:
-            raise ConfigError(f"{self.cores} cores cannot be shared out evenly among {self.banks} banks")
-        if self.policy not in POLICIES:
+        if not wholes((self.cores, self.banks), 1) or self.cores % self.banks:
+            raise ConfigError(f"{self.cores!r} cores cannot be shared out evenly among {self.banks!r} banks")
+        if not isinstance(self.policy, str) or self.policy not in POLICIES:
             raise ConfigError(f"no policy is called {self.policy!r}; there are {', '.join(POLICIES)}")
-        if min(self.bank_bytes, self.ageing_ns, self.patience_ns) < 1:
-            raise ConfigError("bank size, ageing and patience must be positive")
-        if self.linger_ns < 0:
-            raise ConfigError(f"lingering must not be negative, not {self.linger_ns} ns")
+        if not wholes((self.bank_bytes, self.ageing_ns, self.patience_ns), 1):
+            raise ConfigError("bank size, ageing and patience are positive whole numbers")
+        if not wholes((self.linger_ns,)):
+            raise ConfigError(f"lingering must not be negative, nor broken, not {self.linger_ns!r} ns")
+        if not isinstance(self.lend, bool) or not isinstance(self.costs, Costs):
+            raise ConfigError(f"lend is true or false and costs are Costs, not {self.lend!r} and {self.costs!r}")
 
     @classmethod
     def of(

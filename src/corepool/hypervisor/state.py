@@ -9,12 +9,13 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from corepool.device.base import MAX_LEASE_CORES
-from corepool.errors import HypervisorError, TenantError
+from corepool.errors import ConfigError, HypervisorError, TenantError
 from corepool.hypervisor import actions as ac
 from corepool.hypervisor import events as ev
 from corepool.hypervisor import planner, requests
 from corepool.hypervisor.division import depth
 from corepool.hypervisor.moves import Moves
+from corepool.hypervisor.numbers import wholes
 from corepool.hypervisor.policies import POLICIES
 from corepool.hypervisor.records import Book, Core, CoreState, Lease, Phase, Replica, Tenant
 from corepool.hypervisor.settings import Settings
@@ -30,8 +31,12 @@ class Hypervisor:
 
     def __init__(self, settings: Settings | None = None, epoch: int = 0, tainted: Collection[int] = ()) -> None:
         """``epoch``: the youngest that any earlier hypervisor of this device may have used; ``tainted``: cores that it
-        left so."""
-        self.settings = settings or Settings()
+        left so. Raises ConfigError for what cannot be."""
+        self.settings = Settings() if settings is None else settings
+        if not isinstance(self.settings, Settings):
+            raise ConfigError(f"a hypervisor has Settings, not {settings!r}")
+        if not wholes((epoch,)):
+            raise ConfigError(f"the youngest epoch so far is a whole number from 0 on, not {epoch!r}")
         states = [CoreState.TAINTED if core in tainted else CoreState.FREE for core in range(self.settings.cores)]
         self.book = Book([Core(state) for state in states], epoch=epoch)
         self._moves = Moves(self.book, self.settings)
@@ -254,8 +259,11 @@ class Hypervisor:
 
     def _clear_failed(self, event: ev.ClearFailed) -> None:
         if event.epoch in self.book.clears:
+            for number in self.book.clears[event.epoch]:
+                owner = self.book.cores[number].owner
+                if owner is not None:  # its plan, without the lost core, may be met and not change any more
+                    self._touch(self.book.replicas[owner].lease)
             self._moves.cleared(event.epoch, failed=True)
-            self._touch_incomplete()  # a plan that is met without the lost cores does not change any more
             self._replan = True
 
     def _current(self, name: str, epoch: int, phase: Phase) -> Replica | None:

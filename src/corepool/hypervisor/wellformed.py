@@ -12,15 +12,12 @@ from typing import Any
 from corepool.errors import HypervisorError, JobError, LeaseError, TenantError
 from corepool.hypervisor import events as ev
 from corepool.hypervisor.model import Model
+from corepool.hypervisor.numbers import whole
 
 _NAMES = {"tenant": TenantError, "lease": LeaseError, "model": JobError}
 _ENUMS = {"sharing": ev.Sharing, "switching": ev.Switching}
 
-
-def whole(value: object) -> bool:
-    """True for a whole number that is not a truth value."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
+END_OF_TIME = 1 << 62  # nanoseconds; predictions and records count in 64 bits
 
 _FIELDS = {
     kind: tuple(each.name for each in fields(kind) if each.name in _NAMES and each.type == "str")
@@ -35,8 +32,8 @@ def check_form(event: ev.Event, now: int) -> None:
         raise HypervisorError(
             f"{type(event).__name__} is no event that a hypervisor knows; see corepool.hypervisor.events"
         )
-    if not whole(event.at) or event.at < now:
-        raise HypervisorError(f"time goes back, or is no whole number: {event.at!r} ns after {now} ns")
+    if not whole(event.at) or not now <= event.at < END_OF_TIME:
+        raise HypervisorError(f"time goes back, never comes, or is no whole number: {event.at!r} ns after {now} ns")
     for name in names:
         value = getattr(event, name)
         if type(value) is not str:
@@ -65,9 +62,25 @@ def _cores(event: ev.RepairCores) -> None:
         raise HypervisorError(f"cores to repair are a tuple of whole numbers, not {event.cores!r}")
 
 
-def _epoch(event: ev.Cleared | ev.ClearFailed) -> None:
-    if not whole(event.epoch):
+def _epoch(event: ev.Cleared | ev.ClearFailed | ev.Programmed | ev.Faulted | ev.JobDone | ev.JobStopped) -> None:
+    if type(event.epoch) is not int:
         raise HypervisorError(f"an epoch is a whole number, not {event.epoch!r}")
+
+
+def _end(event: ev.JobDone | ev.JobStopped) -> None:
+    _epoch(event)
+    _job(event)
+
+
+def _job(event: ev.JobDone | ev.JobStopped | ev.CancelJob) -> None:
+    if type(event.job) is not int:
+        raise JobError(f"a job has a whole number, not {event.job!r}")
+
+
+def _stopped(event: ev.JobStopped) -> None:
+    _end(event)
+    if type(event.next_layer) is not int:
+        raise JobError(f"job {event.job}: a layer has a whole number, not {event.next_layer!r}")
 
 
 _MORE: dict[type[ev.Event], Callable[[Any], None]] = {
@@ -76,4 +89,9 @@ _MORE: dict[type[ev.Event], Callable[[Any], None]] = {
     ev.RepairCores: _cores,
     ev.Cleared: _epoch,
     ev.ClearFailed: _epoch,
+    ev.Programmed: _epoch,
+    ev.Faulted: _epoch,
+    ev.JobDone: _end,
+    ev.JobStopped: _stopped,
+    ev.CancelJob: _job,
 }

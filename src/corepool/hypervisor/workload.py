@@ -14,6 +14,7 @@ from random import Random
 from corepool.errors import ConfigError
 from corepool.hypervisor.events import AddTenant, Event, LoadModel, RequestLease, Sharing, SubmitJob, Switching
 from corepool.hypervisor.model import Model
+from corepool.hypervisor.numbers import finite, wholes
 from corepool.hypervisor.settings import SECOND
 
 
@@ -39,8 +40,16 @@ class Source:
     replicas: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.rate > 0 or not self.burst >= 1:
-            raise ConfigError(f"tenant {self.tenant!r}: {self.rate} jobs a second in bursts of {self.burst} cannot be")
+        if not (finite(self.rate) and finite(self.burst)) or self.rate <= 0 or self.burst < 1:
+            raise ConfigError(
+                f"tenant {self.tenant!r}: {self.rate!r} jobs a second in bursts of {self.burst!r} cannot be"
+            )
+        if self.deadline_ns is not None and not wholes((self.deadline_ns,), 1):
+            raise ConfigError(
+                f"tenant {self.tenant!r}: a deadline is at least 1 ns after submission, not {self.deadline_ns!r}"
+            )
+        if not isinstance(self.model, Model):
+            raise ConfigError(f"tenant {self.tenant!r} has a Model, not {self.model!r}")
 
     def opening(self) -> list[Event]:
         """What makes the tenant, its model and its lease, at time 0."""
