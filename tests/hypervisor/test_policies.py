@@ -112,20 +112,37 @@ def test_throughput_gives_cores_where_they_save_most() -> None:
 def test_throughput_weighs_by_the_root_of_what_a_model_takes() -> None:
     """Sixteen times the work: between even shares and the four times as many cores that save most time in all."""
     large, small = falling(1_600_000), falling(100_000)
-    pair = [Demand("a", "a", 0, 16, 0, 1, 0, large), Demand("b", "b", 0, 16, 0, 30, 0, small)]
+    pair = [Demand("a", "a", 0, 16, 0, 1, 0, large), Demand("b", "b", 0, 16, 0, 1, 0, small)]
     # a/n is worth sqrt(a)/n, so cores go by the fourth root of the work: 2 to 1.
     assert private_throughput(pair, 15, 0) == (10, 5)
 
 
+def test_throughput_counts_the_jobs_that_gain() -> None:
+    """k/n is worth k/n, so cores go by the root of the number of jobs; but not to who floods the card."""
+    table = falling(1_600_000)
+
+    def deal(first: int, second: int) -> tuple[int, ...]:
+        return private_throughput(
+            [Demand(n, n, 0, 16, 0, k, 0, table) for n, k in (("a", first), ("b", second))], 15, 0
+        )
+
+    assert deal(16, 1) == (12, 3)
+    assert deal(4, 16) == (5, 10)
+    assert deal(19, 17) == deal(17, 19), "of about as many both have about as much"
+    assert deal(1 << 12, 2) == deal(64, 2)
+    assert deal(1 << 12, 8) == (11, 4)
+
+
 def test_throughput_stays_if_a_change_does_not_pay() -> None:
-    def deal(switch_ns: int) -> tuple[int, ...]:
-        tables = falling(64_000), falling(30_000)
+    def deal(switch_ns: int, other: int = 8_000) -> tuple[int, ...]:
+        tables = falling(64_000), falling(other)
         return private_throughput(
             [Demand(f"l{i}", f"t{i}", 0, 16, 8, 1, 0, table, switch_ns) for i, table in enumerate(tables)], 16, 0
         )
 
     assert deal(0) != (8, 8)
     assert deal(100_000) == (8, 8)
+    assert deal(0, 30_000) == (8, 8), "that would be better by less than a prediction can tell"
 
 
 def test_throughput_steps_over_a_bump_in_the_table() -> None:

@@ -12,8 +12,12 @@ from typing import NamedTuple
 
 from corepool.hypervisor.deadline import private_deadline
 from corepool.hypervisor.demand import Demand, Shares, as_it_is, floor, private_even
+from corepool.hypervisor.division import depth
 
 Deal = Callable[[Sequence[Demand], int, int], Shares]
+
+COUNTED = 64  # jobs of a lease, at most: who floods the card does not get all of it
+MARGIN = 0.05  # another deal has to be better by so much: queues change before less than that is earned
 
 
 class Policy(NamedTuple):
@@ -43,20 +47,28 @@ def public(demands: Sequence[Demand], cores: int, now: int) -> Shares:
     return tuple(shares)
 
 
+class Want(NamedTuple):
+    """What a lease gains by: up to ``maximum`` cores, for ``jobs`` that wait or run (0: it has no work)."""
+
+    maximum: int
+    jobs: int
+    latency_ns: tuple[int, ...]
+
+
 @lru_cache(maxsize=1 << 16)
-def _by_gain(shares: tuple[int, ...], wants: tuple[tuple[int, tuple[int, ...]], ...], cores: int) -> tuple[int, ...]:
-    """Hand out cores one step at a time where a core gains most. ``wants``: maximum (0: no work) and latencies."""
+def _by_gain(shares: tuple[int, ...], wants: tuple[Want, ...], cores: int) -> tuple[int, ...]:
+    """Hand out cores one step at a time where a core gains most."""
     dealt = list(shares)
 
     def best_step(i: int, limit: int) -> tuple[float, int]:
         """The largest gain for a core, and how many cores it takes: tables need not fall everywhere."""
-        maximum, latency = wants[i]
-        now, weight = latency[dealt[i] - 1], _weight(latency)
+        maximum, jobs, latency = wants[i]
+        now, weight = latency[dealt[i] - 1], _weight(jobs, latency)
         top = min(maximum, len(latency), dealt[i] + limit)
         steps = [(weight * (now - latency[n - 1]) / (n - dealt[i]), n - dealt[i]) for n in range(dealt[i] + 1, top + 1)]
         return max(steps, key=lambda step: (step[0], -step[1]), default=(0.0, 0))
 
-    steps = {i: best_step(i, cores) for i in range(len(wants)) if wants[i][0] and dealt[i]}
+    steps = {i: best_step(i, cores) for i in range(len(wants)) if wants[i].jobs and dealt[i]}
     while cores and steps:
         i = max(steps, key=lambda i: (steps[i][0], -i))
         gain, count = steps[i]
@@ -71,19 +83,26 @@ def _by_gain(shares: tuple[int, ...], wants: tuple[tuple[int, tuple[int, ...]], 
     return tuple(dealt)
 
 
-def _weight(latency_ns: tuple[int, ...]) -> float:
-    """What a nanosecond saved is worth to a model: one over the root of its latency on one core.
+def _jobs(demand: Demand) -> int:
+    """How many jobs of a lease count, in powers of two: deals change with its queue, not with each job."""
+    return min(depth(demand.waiting), COUNTED) if demand.waiting else 0
 
-    A gain is then the geometric mean of the time saved and of the share of its latency that a model saves. By time
-    alone large networks take nearly all cores and small ones, of which there are most, wait; by shares alone the
-    queues of large networks grow long.
+
+def _weight(jobs: int, latency_ns: tuple[int, ...]) -> float:
+    """What a nanosecond saved of each inference is worth to a lease: its jobs over the root of the model's latency on
+    one core.
+
+    Every job of a queue has that gain, whether its lease does one at a time, faster, or several side by side. For a
+    single job the gain is then the geometric mean of the time saved and of the share of its latency that a model
+    saves. By time alone large networks take nearly all cores and small ones, of which there are most, wait; by shares
+    alone the queues of large networks grow long.
     """
-    return 1.0 / math.sqrt(latency_ns[0])
+    return jobs / math.sqrt(latency_ns[0])
 
 
 def _most_gain(demands: Sequence[Demand], shares: Sequence[int], cores: int) -> Shares:
-    wants = tuple((demand.maximum if demand.waiting else 0, demand.latency_ns) for demand in demands)
-    return _by_gain(tuple(shares), wants, cores)
+    wants = [Want(demand.maximum, _jobs(demand), demand.latency_ns) for demand in demands]
+    return _by_gain(tuple(shares), tuple(wants), cores)
 
 
 def _cost(demands: Sequence[Demand], shares: Sequence[int]) -> float:
@@ -92,19 +111,21 @@ def _cost(demands: Sequence[Demand], shares: Sequence[int]) -> float:
     for demand, share in zip(demands, shares, strict=True):
         if demand.waiting and share:
             changing = demand.switch_ns / demand.waiting if share != demand.held else 0.0
-            total += _weight(demand.latency_ns) * (demand.latency_ns[share - 1] + changing)
+            weight = _weight(_jobs(demand), demand.latency_ns)
+            total += weight * (demand.latency_ns[share - 1] + changing)
     return total
 
 
 def private_throughput(demands: Sequence[Demand], cores: int, now: int) -> Shares:
-    """Cores where predicted latency gains most; a deal stays unless a change pays for itself."""
+    """Cores where predicted latency gains most, over all jobs that wait; a deal stays unless a change pays for itself,
+    and more than a prediction can tell."""
     if not any(demand.waiting for demand in demands):
         return as_it_is(demands, cores)
     least, left = floor(demands, cores)
     dealt = _most_gain(demands, least, left)
     stay = tuple(demand.held for demand in demands)
     fits = sum(stay) <= cores and all(least[i] <= stay[i] <= demands[i].maximum for i in range(len(demands)))
-    if fits and _cost(demands, stay) <= _cost(demands, dealt):
+    if fits and _cost(demands, stay) <= (1 + MARGIN) * _cost(demands, dealt):
         return stay
     return dealt
 
