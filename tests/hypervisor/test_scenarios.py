@@ -207,7 +207,7 @@ def test_cores_that_were_to_be_given_up_may_stay_after_all() -> None:
     world.do(ev.SubmitJob(world.now, "ann", "a", 1, "small"))
     world.finish("a")
     world.do(ev.SubmitJob(world.now, "ann", "a", 2, "big"))
-    submit(world, "b", 3)  # for a small job a need not have so many cores
+    world.do(ev.SubmitJob(world.now, "bob", "b", 3, "big"))  # for a small job a need not have so many cores
     states = [world.hypervisor.book.cores[core].state for core in world.cores("a")]
     assert len(states) == 8
     assert CoreState.DRAINING in states

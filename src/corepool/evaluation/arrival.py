@@ -211,9 +211,9 @@ def _faster(bursty: dict[str, dict[float, Point]], other: str) -> Claim:
     better = ours.p99_ms < theirs.p99_ms and ours.rate > theirs.rate
     reason = (
         f"At load {less:g} the rate is that of the arrivals: {_figures(bursty[other][less])} there, against "
-        f"{_figures(bursty[name][less])}. Cores follow the queues, so the longest waits become shorter; the price is the "
-        f"median, {theirs.p50_ms:.0f} against {ours.p50_ms:.0f} ms, since small networks, of which most jobs are, wait "
-        "longer than with even shares; tenants who mind choose private-even."
+        f"{_figures(bursty[name][less])}. Cores follow the queues, so the longest waits become shorter; the price is "
+        f"the median, {theirs.p50_ms:.0f} against {ours.p50_ms:.0f} ms, since small networks, of which most jobs "
+        "are, wait longer than with even shares; tenants who mind choose private-even."
     )
     return Claim(
         f"{name} against {other}, mixed bursty load {load:g}",
