@@ -107,6 +107,11 @@ def test_deeper_queues_have_more_replicas() -> None:
     assert counts[-1] == 16
 
 
+def test_no_replica_is_without_a_job() -> None:
+    flat = (1_000_000,) * 16  # further cores gain nothing
+    assert [len(divide(flat, 16, 4, 16, waiting)) for waiting in (1, 2, 3, 4, 15, 16, 100)] == [1, 2, 2, 4, 8, 16, 16]
+
+
 def test_perfect_scaling_is_never_divided() -> None:
     perfect = tuple(16_000_000 // n for n in range(1, 17))
     assert {divide(perfect, n, 4, 16, waiting) for n in range(1, 17) for waiting in (2, 64, 4096)} == {
@@ -122,6 +127,8 @@ def test_what_there_is_stays_unless_a_change_pays() -> None:
     dear = Change(part_ns=10**9)
     for now in ((16,), (8, 8), (4, 4, 4, 4), (4, 4, 4, 2, 2)):
         assert divide(latency, 16, 4, 16, 64, now, dear) == now
+    for now in ((16,), (8, 8)):
+        assert divide(latency, 16, 4, 16, 64, now, Change(part_ns=1000, copy_ns=10**9)) == now, "weights are copied"
     cheap = Change(part_ns=1000, copy_ns=1000)
     assert divide(latency, 16, 4, 16, 64, (16,), cheap) == (4, 4, 4, 4)
     assert divide(latency, 16, 4, 16, 1, (4, 4, 4, 4), cheap) == (16,)

@@ -230,6 +230,20 @@ def test_weights_are_uploaded_only_to_banks_that_lack_them() -> None:
     assert len(world.cores("a")) == 16
 
 
+def test_weights_stay_in_banks_that_a_lease_has_left() -> None:
+    world = pair()
+    submit(world, "a", 1)
+    world.drain()
+    submit(world, "b", 2)
+    submit(world, "a", 3)
+    world.drain()
+    assert len(world.ledger.programmed["a"].cores) == 8
+    submit(world, "a", 4)
+    world.drain()
+    again = world.ledger.programmed["a"]
+    assert (len(again.cores), again.weight_banks, again.weight_bytes) == (16, (), 0)
+
+
 def test_more_tenants_with_work_than_cores_take_turns() -> None:
     world = World(Settings(cores=2, banks=1))
     for number in range(4):
