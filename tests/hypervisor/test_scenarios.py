@@ -399,6 +399,45 @@ def test_after_a_reset_everything_owned_is_cleared_and_jobs_run_again() -> None:
     assert world.ledger.ended == {1: ac.Outcome.DONE}
 
 
+def test_after_a_reset_a_stopped_job_begins_at_its_first_layer() -> None:
+    """What its layers left in memory is lost."""
+    world = pair(switching=ev.Switching.LAYER)
+    submit(world, "a", 1)
+    world.clear_all()
+    world.finish("a")
+    submit(world, "b", 2)
+    _, start = world.ledger.tasks.pop("a")
+    world.do(ev.JobStopped(world.now, "a", start.epoch, 1, 2))  # type: ignore[attr-defined]
+    world.ledger.tasks.clear()
+    world.ledger.clears.clear()
+    world.ledger.programmed.clear()
+    world.do(ev.DeviceReset(world.now))
+    world.clear_all()
+    starts = [action for name in "ab" for action in world.finish(name) if isinstance(action, ac.Start)]
+    assert [(action.job, action.first_layer) for action in starts] == [(1, 0), (2, 0)]
+    world.drain()
+
+
+def test_more_cores_stop_a_job_between_layers_only_if_that_ends_it_earlier() -> None:
+    for one_ns, stops in ((4_000_000, False), (64_000_000, True)):  # linking takes 0.3 ms
+        world = World(Settings())
+        for name in ("ann", "bob"):
+            world.tenant(name, net(one_ns=one_ns))
+            world.lease(name, name[0], 0, 16, switching=ev.Switching.LAYER)
+            submit(world, name[0], ord(name[0]))
+        world.drain()
+        submit(world, "a", 1)
+        submit(world, "b", 2)
+        for name in "ab":
+            while world.ledger.tasks.get(name, ("",))[0] != "run":
+                world.clear_all()
+                world.finish(name)
+        assert (len(world.cores("a")), len(world.cores("b"))) == (8, 8)
+        actions = world.finish("b") + world.clear_all()
+        assert [action.lease for action in actions if isinstance(action, ac.StopAfterLayer)] == ["a"] * stops
+        world.drain()
+
+
 def test_deadlines_are_kept_or_refused_at_once() -> None:
     world = pair("private-deadline")
     world.clear_all()
