@@ -13,35 +13,36 @@ from math import isqrt
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from corepool.compiler.dynamic import link
-from corepool.compiler.dynamic.compiled import hot
 from corepool.compiler.dynamic.deal import deal_layer
 from corepool.compiler.dynamic.emit import emit_streams
 from corepool.compiler.dynamic.linker import place_of, state_of
 from corepool.compiler.dynamic.meet import plan_syncs
 from corepool.compiler.dynamic.prepare import tables_of
-from corepool.compiler.dynamic.rows import INSTRUCTION, Int32Array, IntArray, Place, Rows, State, Tables, Words
+from corepool.compiler.dynamic.rows import INSTRUCTION, Int32Array, IntArray, Place, Tables
 from corepool.compiler.model import ModelPackage
 from corepool.compiler.static.clock import run_time
+from corepool.compiler.static.improve import Bools, cost, improve, improve_pairs, nearest
 from corepool.compiler.static.latency import CARRIED, COLUMNS, RINGS, decode, machine, stream_cycles
 from corepool.compiler.tables import IDLE, MAX_CORES
 from corepool.config import HardwareConfig
 
 LAYERS_PER_COST = 24  # see ``instruction_cost``
 THREADS = 2  # compiled code does not hold the interpreter
-FURTHEST_PRODUCER = 4  # layers before a layer that are priced with it
 ROUNDS = 2  # over all layers; later ones change little
 # Pairs of layers, on the whole card: that many tilings of each are tried with each other. All instructions of a network
 # are priced about five times for each pair, so this is for small ones; the others would take too long.
-MOST_NEAR, FEWEST_NEAR = 32, 28
+MOST_NEAR, FEWEST_NEAR = 32, 26
 PRICED = 20_000_000  # instructions that may be priced, a fifth of them: some seconds
 PAIR_ROUNDS = 3
 MOST_ASTRAY = 25  # a prediction may be wrong by a 25th: the latency table promises a 20th
 MISLED = 1 << 62
-Bools = npt.NDArray[np.bool_]
-IDLE_GAIN = 64  # idle cores must promise to save more than a 64th of the time: about what the model errs by
+# On the whole card the device's own clock has the last word on every layer: so many instructions may be clocked, of the
+# layer and of REACH layers around it each time, for at most MOST_CLOCKED tilings, in at most CLOCK_ROUNDS rounds. Only
+# a quarter in networks with MANY_LAYERS, where all else takes longer, and where instructions cost something even then.
+CLOCKED, REACH, MOST_CLOCKED, CLOCK_ROUNDS = 1_600_000, 3, 8, 2
+MANY_LAYERS = 80
 
 
 def predict(package: ModelPackage, cores: int, config: HardwareConfig) -> int:
@@ -127,33 +128,82 @@ class _Task:
         found: list[tuple[int, int, Int32Array]] = []
         for number, (start, leave, among) in enumerate(starts):
             column[:] = start
-            predicted = _improve(*common, leave, price, ROUNDS, among, *scratch)
+            predicted = improve(*common, leave, price, ROUNDS, among, *scratch)
             cycles = self._measure(cores, predicted, scratch) if len(starts) > 1 else 0
             found.append((cycles, number, column.copy()))
         if cores == config.cores and short:
             near = np.zeros((2, 2, pairs), np.int64)
             price[-1] = 0  # short streams: their instructions need not save anything
             column[:] = min(found, key=lambda each: each[:2])[2]
-            _improve(*common, idle, price, ROUNDS, tried, *scratch)
+            improve(*common, idle, price, ROUNDS, tried, *scratch)
             for _ in range(PAIR_ROUNDS):
-                if not _improve_pairs(*common[:2], price, tried, *scratch, near):
+                if not improve_pairs(*common[:2], price, tried, *scratch, near):
                     break
-            predicted = _improve(*common, idle, price, 0, tried, *scratch)
+            predicted = improve(*common, idle, price, 0, tried, *scratch)
             found.append((self._measure(cores, predicted, scratch), len(starts), column.copy()))
         column[:] = min(found, key=lambda each: each[:2])[2]
+        if cores == config.cores:
+            layers = len(package.layers)
+            price[-1] = instruction_cost(layers) if layers >= MANY_LAYERS else 0
+            self._refine(cores, tried, common[:2], price, scratch)
+
+    def _refine(self, cores: int, tried: Bools, common: tuple[Tables, Place], price: IntArray, scratch: Any) -> None:
+        """Change one layer at a time as long as the device's clock says that it helps: of the tilings that the model
+        finds cheapest in their place those that are faster there, if the whole network is. Where instructions cost
+        something, there must not be more of them afterwards."""
+        tables, where, layers = *common, len(self.package.layers)
+        column, state, (places, ends) = tables.choice[:, cores - 1], scratch[0], scratch[5:7]
+        each, free = int(price[-1]), np.append(price[:-1], 0)
+        for layer in range(layers):
+            deal_layer(layer, column[layer], tables, where.bank_of, state)
+
+        def total() -> tuple[int, int]:
+            """Cycles and instructions of the whole network."""
+            cycles = self._measure(cores, cost(0, layers, *common, free, *scratch), scratch)
+            return cycles, int((ends - places[:cores]).sum())
+
+        whole, most = total()
+        lowest, left = whole + each * most, CLOCKED // 4 if each else CLOCKED
+        for _ in range(CLOCK_ROUNDS):
+            changed = False
+            for layer in range(layers):
+                if left <= 0 or self.package.layers[layer, 1] == 1:
+                    continue
+                begin, end = max(layer - REACH, 0), min(layer + REACH + 1, layers)
+                near = np.zeros((2, MOST_CLOCKED), np.int64)
+                found = nearest(layer, begin, end, *common, price, tried, *scratch, near)
+                own = column[layer]
+                taken: list[tuple[int, int, int]] = []
+                for candidate in (own, *near[0, :found]):
+                    deal_layer(layer, candidate, tables, where.bank_of, state)
+                    cycles = self._clock(cores, begin, end, scratch)
+                    count = int((ends - places[:cores]).sum())
+                    taken.append((cycles + each * count, len(taken), int(candidate)))
+                    left -= count
+                best = min(taken)[2]
+                deal_layer(layer, best, tables, where.bank_of, state)
+                if best != own:
+                    cycles, count = total()
+                    if cycles + each * count < lowest and (not each or count <= most):
+                        lowest, column[layer], changed = cycles + each * count, best, True
+                    else:
+                        deal_layer(layer, own, tables, where.bank_of, state)
+            if not changed:
+                break
 
     def _measure(self, cores: int, predicted: int, scratch: tuple[Any, ...]) -> int:
         """Cycles of the network on the machine's own clock, as it is dealt; very many if the prediction is too far
         from it, since the latency table has to be right."""
-        state, out, _, _, starts, places, ends = scratch[:7]
-        layers, where = len(self.package.layers), place_of(range(cores), self.config)
-        for layer in range(layers):
-            deal_layer(layer, self.tables.choice[layer, cores - 1], self.tables, where.bank_of, state)
-        plan_syncs(0, layers, self.tables.layers, self.tables.ifps, self.tables.consumers, state.dealt, state.holds)
-        emit_streams(0, layers, self.tables, where, state, out, places, ends, starts)
-        streams = [out[begin:end].view(np.uint8) for begin, end in zip(places, ends, strict=False)]
-        cycles = run_time(streams, self.package.meta["window"]["streams_offset"], self.config)
+        cycles = self._clock(cores, 0, len(self.package.layers), scratch)
         return cycles if abs(predicted - cycles) * MOST_ASTRAY <= cycles else cycles + MISLED
+
+    def _clock(self, cores: int, first: int, behind: int, scratch: tuple[Any, ...]) -> int:
+        """Cycles of layers ``first .. behind`` on the machine's own clock, as they are dealt."""
+        t, (state, out, _, _, starts, places, ends) = self.tables, scratch[:7]
+        plan_syncs(first, behind, t.layers, t.ifps, t.consumers, state.dealt, state.holds)
+        emit_streams(first, behind, t, place_of(range(cores), self.config), state, out, places, ends, starts)
+        streams = [out[begin:end].view(np.uint8) for begin, end in zip(places, ends, strict=False)]
+        return run_time(streams, self.package.meta["window"]["streams_offset"], self.config)
 
     def _scratch(self, cores: int) -> tuple[Any, ...]:
         """Room to link and price the network in."""
@@ -179,140 +229,3 @@ def _producers(package: ModelPackage) -> tuple[IntArray, IntArray]:
                 sources[consumer].add(layer)
     first = np.concatenate([[0], np.cumsum([len(s) for s in sources])])
     return first.astype(np.int64), np.array([p for s in sources for p in sorted(s)], np.int64)
-
-
-@hot
-def _cost(
-    begin: int, end: int, t: Tables, where: Place, m: IntArray, state: State, out: Rows, words: Words, fields: IntArray,
-    starts: Int32Array, places: IntArray, ends: IntArray, prices: IntArray, rings: IntArray,
-) -> int:  # fmt: skip
-    """Predicted cycles of layers ``begin .. end`` as they are dealt, and what their instructions count for."""
-    plan_syncs(begin, end, t.layers, t.ifps, t.consumers, state.dealt, state.holds)
-    count = emit_streams(begin, end, t, where, state, out, places, ends, starts)
-    for core in range(len(ends)):
-        decode(words, places[core], ends[core], fields)
-    return stream_cycles(fields, places[: len(ends)], where.bank_of, 0, prices, rings, m) + m[len(m) - 1] * count
-
-
-@hot
-def _improve(
-    t: Tables, where: Place, first: IntArray, producers: IntArray, idle: int, m: IntArray, rounds: int, worth: Bools,
-    state: State,
-    out: Rows, words: Words, fields: IntArray, starts: Int32Array, places: IntArray, ends: IntArray, prices: IntArray,
-    rings: IntArray,
-) -> int:  # fmt: skip
-    """Try every tiling of every layer, and if ``idle`` is not 0 what was chosen without so many cores; keep what makes
-    the layer faster together with its neighbours and those that it reads from. Returns the network's cycles."""
-    layers, bank_of = t.layers, where.bank_of
-    column = len(bank_of) - 1
-    for layer in range(len(layers)):
-        deal_layer(layer, t.choice[layer, column], t, bank_of, state)
-    for _ in range(rounds):
-        changed = False
-        for layer in range(len(layers)):
-            count = layers[layer].tilings
-            if count == 1 and not idle:
-                continue
-            begin, end = max(layer - 2, 0), min(layer + 2, len(layers))
-            for i in range(first[layer], first[layer + 1]):
-                if producers[i] >= layer - FURTHEST_PRODUCER:
-                    begin = min(begin, producers[i])
-            best = t.choice[layer, column]
-            lowest = _cost(begin, end, t, where, m, state, out, words, fields, starts, places, ends, prices, rings)
-            for number in range(count + (idle > 0)):
-                candidate = number
-                if number == count:
-                    candidate = t.choice[layer, column - idle] + idle * IDLE
-                if candidate == t.choice[layer, column] or not (
-                    number == count or worth[layers[layer].first_tiling + number]
-                ):
-                    continue
-                deal_layer(layer, candidate, t, bank_of, state)
-                total = _cost(begin, end, t, where, m, state, out, words, fields, starts, places, ends, prices, rings)
-                if candidate >= IDLE:
-                    total += total // IDLE_GAIN
-                if total < lowest:
-                    best, lowest = candidate, total
-            deal_layer(layer, best, t, bank_of, state)
-            if best != t.choice[layer, column]:
-                changed = True
-                t.choice[layer, column] = best
-        if not changed:
-            break
-    instruction = m[len(m) - 1]
-    m[len(m) - 1] = 0
-    cycles = _cost(0, len(layers), t, where, m, state, out, words, fields, starts, places, ends, prices, rings)
-    m[len(m) - 1] = instruction
-    return cycles
-
-
-@hot
-def _nearest(
-    one: int, begin: int, end: int, t: Tables, where: Place, m: IntArray, worth: Bools, state: State, out: Rows,
-    words: Words,
-    fields: IntArray, starts: Int32Array, places: IntArray, ends: IntArray, prices: IntArray, rings: IntArray,
-    near: IntArray,
-) -> int:  # fmt: skip
-    """The tilings of a layer that cost least while all others stay, its own left out: fills ``near`` [2, most] with
-    number and cost, the cheapest first; returns how many."""
-    column, most = len(where.bank_of) - 1, near.shape[1]
-    count = 0
-    for candidate in range(t.layers[one].tilings):
-        if candidate == t.choice[one, column] or not worth[t.layers[one].first_tiling + candidate]:
-            continue
-        deal_layer(one, candidate, t, where.bank_of, state)
-        cost = _cost(begin, end, t, where, m, state, out, words, fields, starts, places, ends, prices, rings)
-        at = count
-        while at > 0 and near[1, at - 1] > cost:
-            if at < most:
-                near[0, at], near[1, at] = near[0, at - 1], near[1, at - 1]
-            at -= 1
-        if at < most:
-            near[0, at], near[1, at] = candidate, cost
-            count = min(count + 1, most)
-    own = t.choice[one, column]
-    deal_layer(one, own, t, where.bank_of, state)
-    return count
-
-
-@hot
-def _improve_pairs(
-    t: Tables, where: Place, m: IntArray, worth: Bools, state: State, out: Rows, words: Words, fields: IntArray,
-    starts: Int32Array, places: IntArray, ends: IntArray, prices: IntArray, rings: IntArray, near: IntArray,
-) -> int:  # fmt: skip
-    """Try to change two layers that follow each other at once: how one is cut decides which banks the other's result
-    goes to, so neither may be worth changing alone. ``near`` [2, 2, most] is scratch; most: tilings tried of each.
-    Returns the number of changes."""
-    layers, bank_of = t.layers, where.bank_of
-    column, changes = len(bank_of) - 1, 0
-    for layer in range(1, len(layers)):
-        before = layer - 1
-        begin, end = max(before - 2, 0), min(layer + 3, len(layers))
-        own = t.choice[before, column], t.choice[layer, column]
-        if own[0] >= IDLE or own[1] >= IDLE:
-            continue
-        lowest = _cost(begin, end, t, where, m, state, out, words, fields, starts, places, ends, prices, rings)
-        counts = (
-            _nearest(
-                before, begin, end, t, where, m, worth, state, out, words, fields, starts, places, ends, prices, rings,
-                near[0],
-            ),
-            _nearest(
-                layer, begin, end, t, where, m, worth, state, out, words, fields, starts, places, ends, prices, rings,
-                near[1],
-            ),
-        )  # fmt: skip
-        best = own
-        for i in range(counts[0]):
-            deal_layer(before, near[0, 0, i], t, bank_of, state)
-            for j in range(counts[1]):
-                deal_layer(layer, near[1, 0, j], t, bank_of, state)
-                cost = _cost(begin, end, t, where, m, state, out, words, fields, starts, places, ends, prices, rings)
-                if cost < lowest:
-                    best, lowest = (np.int32(near[0, 0, i]), np.int32(near[1, 0, j])), cost
-        deal_layer(before, best[0], t, bank_of, state)
-        deal_layer(layer, best[1], t, bank_of, state)
-        if best != own:
-            t.choice[before, column], t.choice[layer, column] = best
-            changes += 1
-    return changes

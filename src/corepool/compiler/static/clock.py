@@ -14,6 +14,7 @@ from corepool.config import HardwareConfig
 from corepool.device import timing
 from corepool.device.clockwork import Clockwork, CoreProgram
 from corepool.device.decode import decode_stream
+from corepool.isa.table import INSTRUCTION_BYTES
 
 PAGE = 4096  # streams begin at multiples of it
 
@@ -21,9 +22,12 @@ PAGE = 4096  # streams begin at multiples of it
 def run_time(streams: Sequence[npt.NDArray[np.uint8]], offset: int, config: HardwareConfig) -> int:
     """Cycles of one run of a stream for each of the first cores, alone; the streams lie behind ``offset`` bytes of the
     window. What faults takes for ever."""
-    programs = []
+    programs, begin = [], 0
+    timings = decode_stream(config, np.concatenate(streams)).timing  # all at once, since each call takes its time
     for core, stream in enumerate(streams):
-        programs.append(CoreProgram(core, decode_stream(config, stream).timing, offset))
+        count = len(stream) // INSTRUCTION_BYTES
+        programs.append(CoreProgram(core, timings[begin : begin + count], offset))
+        begin += count
         offset += -(-len(stream) // PAGE) * PAGE
     clock = Clockwork(config, replay=False)
     clock.start(0, programs, offset)

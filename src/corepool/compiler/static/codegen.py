@@ -122,8 +122,8 @@ class _Generator:
 
     def load_features(self, window: dict[str, IntArray], block: IntArray, blocks: IntArray) -> Instructions:
         _, height, width = self.op.in_size
-        step = width * (self.op.stride[0] if self.skip else 1)
-        address = self.where.input + (block * height * width + window["row"] * width + window["col"]) * self.word
+        step, plane = width * (self.op.stride[0] if self.skip else 1), self.op.in_plane or height * width
+        address = self.where.input + (block * plane + window["row"] * width + window["col"]) * self.word
         return encode_many(
             Opcode.LOAD,
             self.tiles.count,
@@ -133,7 +133,7 @@ class _Generator:
             rows=window["rows"],
             pixels=window["cols"],
             row_stride=step,
-            block_stride=height * width,
+            block_stride=plane,
             row_pitch=window["pitch"],
             block_pitch=window["rows"] * window["pitch"],
         )
@@ -147,19 +147,22 @@ class _Generator:
             Opcode.LOAD, self.tiles.count, target=target, address=address, blocks=1, rows=1, pixels=pixels, local=local
         )
 
-    def _result_map(self, base: int) -> dict[str, npt.ArrayLike]:
+    def _result_map(self, base: int, plane: int) -> dict[str, npt.ArrayLike]:
         t, (_, height, width) = self.tiles, self.op.out_size
+        plane = plane or height * width
         return {
-            "address": base + (t.b * height * width + t.y * width + t.x) * self.word,
+            "address": base + (t.b * plane + t.y * width + t.x) * self.word,
             "blocks": t.b_end - t.b,
             "rows": t.y_end - t.y,
             "pixels": t.x_end - t.x,
             "row_stride": width,
-            "block_stride": height * width,
+            "block_stride": plane,
         }
 
     def save(self) -> Instructions:
-        return encode_many(Opcode.SAVE, self.tiles.count, banks=1, **self._result_map(self.where.output))
+        return encode_many(
+            Opcode.SAVE, self.tiles.count, banks=1, **self._result_map(self.where.output, self.op.out_plane)
+        )
 
     def load_operand(self) -> Instructions:
         t = self.tiles
@@ -168,7 +171,8 @@ class _Generator:
             return self.load_linear(
                 Target.RESULT, self.where.operand + t.b * self.word, size, local=self.result_words()
             )
-        return encode_many(Opcode.LOAD, t.count, target=Target.RESULT, **self._result_map(self.where.operand))
+        region = self._result_map(self.where.operand, self.op.operand_plane)
+        return encode_many(Opcode.LOAD, t.count, target=Target.RESULT, **region)
 
     def result_words(self) -> IntArray:
         t = self.tiles

@@ -22,7 +22,7 @@ from corepool.compiler.static.choose import choose, instruction_cost, predict
 from corepool.compiler.static.clock import run_time
 from corepool.compiler.static.graph import Graph, Port
 from corepool.compiler.static.lower import Operation, lower, normalise
-from corepool.compiler.static.memory import align, place_constants, place_maps
+from corepool.compiler.static.memory import align, place_constants, place_maps, set_planes
 from corepool.compiler.static.order import in_order
 from corepool.compiler.static.search import BANDS
 from corepool.compiler.static.stem import fold_stems
@@ -81,7 +81,8 @@ def compile_graph(
     tell("lowering", 0.0)
     operations = lower(graph, config, options.flatten)
     weights, constants = place_constants(operations)
-    maps, end = place_maps(graph, operations, align(len(weights)), config)
+    planes = set_planes(graph, operations, config)
+    maps, end = place_maps(graph, operations, planes, align(len(weights)), config)
     layers: list[_Layer] = []
     worth: list[npt.NDArray[np.bool_]] = []
     plain: list[bool] = []

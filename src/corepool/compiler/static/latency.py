@@ -20,8 +20,8 @@ Words = npt.NDArray[np.uint64]
 
 # Fields that the model reads, by kind of instruction: they become columns 2, 3, ... behind opcode and token bits.
 _NAMES = {
-    Opcode.LOAD: ("target", "rows", "blocks", "pixels", "row_stride", "block_stride"),
-    Opcode.SAVE: ("banks", "rows", "blocks", "pixels", "row_stride", "block_stride"),
+    Opcode.LOAD: ("target", "rows", "blocks", "pixels", "row_stride", "block_stride", "address"),
+    Opcode.SAVE: ("banks", "rows", "blocks", "pixels", "row_stride", "block_stride", "address"),
     Opcode.CONV: (
         "shape", "in_blocks", "out_blocks", "kernel_h", "kernel_w", "stride_y", "stride_x", "rows", "cols",
         "dilation_x", "last",
@@ -79,16 +79,21 @@ def decode(code: Words, begin: int, end: int, fields: IntArray) -> None:
 
 @hot
 def _transfer_lines(f: IntArray, m: IntArray) -> int:
-    """DDR lines of a LOAD or SAVE, runs at unknown alignment."""
+    """DDR lines of a LOAD or SAVE: on average over what runs may begin at, by their address and strides."""
     rows, blocks, pixels, row_stride, block_stride = f[3], f[4], f[5], f[6], f[7]
     runs, length = rows * blocks, pixels
+    places = m[0] | f[8]  # bytes; the largest power of two in it divides where every run begins
     if rows == 1 or row_stride == pixels:
         runs, length = blocks, pixels * rows
         small = f[0] == 1 and f[2] == 0 and length < 4 * m[5]  # such blocks are not joined for the feature memory
         if blocks == 1 or (block_stride == length and not small):
             runs, length = 1, length * blocks
-    size = length * m[7]
-    return runs * (size - m[7] + m[0]) // m[0]
+    else:
+        places |= row_stride * m[7]
+    if blocks > 1:
+        places |= block_stride * m[7]
+    size, grain = length * m[7], places & -places
+    return runs * (-(-size // grain) * grain - grain + m[0]) // m[0]
 
 
 @hot

@@ -57,6 +57,9 @@ class Operation:
     in_size: tuple[int, int, int]  # blocks, height, width
     out_size: tuple[int, int, int]
     true_width: int  # of the output map, before flattening: to tell rows from pixels
+    in_plane: int = 0  # words from one channel block of a map to the next; 0: as many as a block has pixels
+    out_plane: int = 0
+    operand_plane: int = 0
     kernel: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)

@@ -15,6 +15,7 @@ from corepool.compiler.static.lower import Operation
 from corepool.config import HardwareConfig
 
 ALIGNMENT = 64
+WASTED = 7  # of a map, at most a 7th is left empty so that its blocks begin at lines
 
 
 def align(value: int, alignment: int = ALIGNMENT) -> int:
@@ -48,13 +49,36 @@ def place_constants(operations: list[Operation]) -> tuple[npt.NDArray[np.uint8],
     return block, places
 
 
+def set_planes(graph: Graph, operations: list[Operation], config: HardwareConfig) -> dict[str, int]:
+    """Tell operations, and return for every tensor's storage, how many words lie between neighbouring channel blocks.
+
+    Where it takes little room, blocks begin at lines of the memory, so that pieces of maps do too. Not in maps that the
+    host reads or writes, nor in those that are read as one row.
+    """
+    plain = {graph.storage(port.tensor)[0] for port in (*graph.inputs, *graph.outputs)}
+    plain |= {graph.storage(operation.input)[0] for operation in operations if operation.dense}
+    line = config.ddr.line_bytes // config.word_bytes
+    planes: dict[str, int] = {}
+    for name, tensor in graph.tensors.items():
+        words = tensor.height * tensor.width
+        aligned = align(words, line)
+        fits = graph.storage(name)[0] not in plain and (aligned - words) * WASTED <= words
+        planes[name] = aligned if fits else words
+    for operation in operations:
+        operation.out_plane = planes[operation.output]
+        operation.in_plane = 0 if operation.dense else planes[operation.input]
+        operation.operand_plane = 0 if operation.operand is None else planes[operation.operand]
+    return planes
+
+
 def place_maps(
-    graph: Graph, operations: list[Operation], begin: int, config: HardwareConfig
+    graph: Graph, operations: list[Operation], planes: dict[str, int], begin: int, config: HardwareConfig
 ) -> tuple[dict[str, int], int]:
     """Window offset of every tensor (slices included), and the end of the last map.
 
-    Maps whose lifetimes overlap never share bytes; a layer's output never shares with its inputs, nor with what is read
-    by layers that may still be at work when it begins: cores meet only where a layer reads what others have just made.
+    ``planes``: see ``set_planes``. Maps whose lifetimes overlap never share bytes; a layer's output never shares with
+    its inputs, nor with what is read by layers that may still be at work when it begins: cores meet only where a layer
+    reads what others have just made.
     """
     life: dict[str, list[int]] = {}
 
@@ -79,7 +103,7 @@ def place_maps(
                 touch(name, number)
     for port in graph.outputs:
         touch(port.tensor, len(operations))
-    sizes = {name: _map_bytes(graph, name, config) for name in life}
+    sizes = {name: _map_bytes(graph, name, planes[name], config) for name in life}
     roots: dict[str, int] = {}
     for name in sorted(life, key=lambda n: (-sizes[n], life[n][0], n)):
         position = begin
@@ -95,14 +119,12 @@ def place_maps(
         roots[name] = position
     end = max((roots[name] + sizes[name] for name in roots), default=begin)
     offsets = {}
-    for name, tensor in graph.tensors.items():
+    for name in graph.tensors:
         root, channel = graph.storage(name)
         if root in roots:
-            plane = tensor.height * tensor.width * config.word_bytes
-            offsets[name] = roots[root] + channel // config.channels * plane
+            offsets[name] = roots[root] + channel // config.channels * planes[name] * config.word_bytes
     return offsets, end
 
 
-def _map_bytes(graph: Graph, name: str, config: HardwareConfig) -> int:
-    tensor = graph.tensors[name]
-    return align(-(-tensor.channels // config.channels) * tensor.height * tensor.width * config.word_bytes)
+def _map_bytes(graph: Graph, name: str, plane: int, config: HardwareConfig) -> int:
+    return align(-(-graph.tensors[name].channels // config.channels) * plane * config.word_bytes)

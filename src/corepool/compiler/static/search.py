@@ -16,18 +16,18 @@ from corepool.jit import njit
 IntArray = npt.NDArray[np.int64]
 
 # Places in the geometry array of a layer. ``unit_h``, ``unit_w``: tiles are cut at multiples of these; ``rest``: are
-# rows behind the last whole unit always cut off? The last five: cycles of a step of the array for each arrangement of
-# pixels (0: not allowed), and the size of a square.
+# rows behind the last whole unit always cut off? The last seven: cycles of a step of the array for each arrangement of
+# pixels (0: not allowed), the size of a square, and the words from one channel block to the next in DDR.
 GEOMETRY = (
     "in_blocks", "in_h", "in_w", "out_blocks", "out_h", "out_w", "kernel_h", "kernel_w", "stride_y", "stride_x",
     "dilation_y", "dilation_x", "pad_top", "pad_left", "unit_h", "unit_w", "rest", "words", "has_parameters",
     "has_operand", "depthwise", "elementwise", "row_skip", "segments", "row_steps", "square_steps", "column_steps",
-    "square_h", "square_w",
+    "square_h", "square_w", "in_plane", "out_plane",
 )  # fmt: skip
 (
     IB, IH, IW, OB, OH, OW, KH, KW, SY, SX, DY, DX, PT, PL, UH, UW, REST, WORDS, PARAMS, OPERAND, DEPTH, ELEMENT, SKIP,
-    SEGMENTS, ROW_STEPS, SQUARE_STEPS, COLUMN_STEPS, SQH, SQW,
-) = range(29)  # fmt: skip
+    SEGMENTS, ROW_STEPS, SQUARE_STEPS, COLUMN_STEPS, SQH, SQW, IPLANE, OPLANE,
+) = range(31)  # fmt: skip
 
 # The directions of a grid, outermost first; in some orders the weights stay on chip from tile to tile.
 ORDERS = ("hwc", "chw", "whc", "wch", "hcw")
@@ -45,9 +45,13 @@ MACHINE = (
 
 
 @njit(cache=True, nogil=True)
-def _lines(runs: int, run_bytes: int, line: int, word: int) -> int:
-    """DDR lines of ``runs`` runs of bytes at unknown alignment, on average."""
-    return runs * (run_bytes - word + line) // line
+def _lines(runs: int, words: int, places: int, m: IntArray) -> int:
+    """DDR lines of ``runs`` runs of so many words, on average: all begin at multiples of the largest power of two in
+    ``places`` (words; numbers joined by "or")."""
+    line = m[LINE] // m[WB]
+    places |= line
+    grain = places & -places
+    return runs * (-(-words // grain) * grain - grain + line) // line
 
 
 @njit(cache=True, nogil=True)
@@ -95,16 +99,21 @@ def tile_costs(g: IntArray, m: IntArray, y: int, h: int, x: int, w: int, b: int)
     words = b * h * w
     if words + b > m[RW] // (4 if g[OPERAND] else 2):
         return -1, 0, 0, 0, 0
+    top, left = max(y * g[SY] - (0 if g[SKIP] else g[PT]), 0), max(x * g[SX] - g[PL], 0)
+    places = g[IPLANE] | (top * g[IW] + left)
     if cols == g[IW] and not g[SKIP]:
-        runs, size = (1, in_blocks * rows * cols) if rows == g[IH] else (in_blocks, rows * cols)
+        runs, size = in_blocks, rows * cols
+        if size == g[IPLANE]:
+            runs, size, places = 1, in_blocks * size, 0
     else:
-        runs, size = in_blocks * rows, cols
-    features = _lines(runs, size * m[WB], m[LINE], m[WB])
+        runs, size, places = in_blocks * rows, cols, places | g[IW]
+    features = _lines(runs, size, places, m)
+    places = g[OPLANE] | (y * g[OW] + x)
     if w == g[OW]:
-        runs, size = (1, words) if h == g[OH] else (b, h * w)
+        runs, size = (1, words) if h * w == g[OPLANE] else (b, h * w)
     else:
-        runs, size = b * h, w
-    results = _lines(runs, size * m[WB], m[LINE], m[WB])
+        runs, size, places = b * h, w, places | (g[OW] if h > 1 else 0)
+    results = _lines(runs, size, places, m)
     operands = results if g[OPERAND] else 0
     if g[ELEMENT]:
         compute = words
@@ -275,7 +284,7 @@ def search(
                     if whole:
                         step_y, step_x, step_b = _steps(order, gh, gw, gb)
                         unit = step_b if order == 1 else step_x if order in (2, 3) else step_y
-                    elif order in WEIGHTS_STAY and (gh * gw == 1 or gb == 1 or g[DEPTH]):
+                    elif order in WEIGHTS_STAY and (gh * gw == 1 or gb == 1):
                         continue  # no tile shares its weights with the one before
                     if price(g, m, gh, gw, gb, order, bands, unit, prices[count]) < 0:
                         break

@@ -203,6 +203,8 @@ def geometry(
         "column_steps": _steps(operation, config, Shape.COLUMN) if Shape.COLUMN in shapes else 0,
         "square_h": square[0],
         "square_w": square[1],
+        "in_plane": operation.in_plane or operation.in_size[1] * operation.in_size[2],
+        "out_plane": operation.out_plane or operation.out_size[1] * operation.out_size[2],
     }
     return np.array([values[name] for name in search.GEOMETRY], np.int64)
 
@@ -297,12 +299,16 @@ def tilings(
 
 def _row_cuts(operation: Operation, config: HardwareConfig, shapes: tuple[Shape, ...]) -> list[Cut]:
     """The ways of cutting a map that are worth searching: by the one arrangement of pixels that is best for all of it,
-    and, where that wastes places of the array, by columns of pixels, with other arrangements for the rows left over."""
+    by whole lines of the memory, and, where the first wastes places of the array, by columns of pixels, with other
+    arrangements for the rows left over."""
     if operation.opcode is not Opcode.CONV:
         return [Cut(1, config.pixels)]
     best = best_shape(operation, config, shapes)
     cuts = [Cut(*shape_size(best, config.pixels))]
     _, height, width = operation.out_size
+    line = config.ddr.line_bytes // config.word_bytes
+    if operation.flat and operation.out_plane % line == 0 and line > config.pixels and width > 2 * line:
+        cuts.append(Cut(1, line))  # pieces that begin at lines take fewer of them
     if Shape.COLUMN not in shapes or height <= config.pixels or not height % config.pixels:
         return cuts
     numbers, m = geometry(operation, config, shapes), machine(config)
@@ -397,13 +403,15 @@ def _keep(
     """The grids [k, 8] worth compiling, the cheapest of these for each number of cores by ``prices`` [k, cores], and
     which are worth trying on how many cores.
 
-    For each number of cores the cheapest of every kind: what is best alone may not be best beside its neighbours, since
-    results go to the banks of the cores that read them.
+    For each number of cores the cheapest of every kind, for the most cores also that of every kind and unit: what is
+    best alone may not be best beside its neighbours, since results go to the banks of the cores that read them.
     """
     places, channels, outer = grids[:, 0] * grids[:, 1], grids[:, 2], grids[:, 3] == 1
     bands = grids[:, 4]
+    units = [grids[:, 6] == unit for unit in np.unique(grids[:, 6])]
     kept: dict[int, None] = {}
-    for n in range(1, prices.shape[1] + 1):
+    usual = 0  # that many are not only there for the most cores
+    for n in (*range(1, prices.shape[1] + 1), prices.shape[1]):
         kinds = (
             channels == 1,
             places == 1,
@@ -414,15 +422,21 @@ def _keep(
             places % n == 0,
             ~outer & (places >= n),
         )
+        if usual:
+            kinds = tuple(kind & unit for kind in kinds for unit in units)
         column = prices[:, n - 1]
         for kind in kinds:
             if kind.any():
                 pick = int(np.flatnonzero(kind)[column[kind].argmin()])
                 if column[pick] <= column.min() * worth_trying:
                     kept[pick] = None
+        if n == prices.shape[1] and not usual:
+            usual = len(kept)
     order = sorted(kept)
     choice = prices[order].argmin(axis=0)
     worth = prices[order] <= prices.min(axis=0) * worth_trying
+    worth[[place for place, pick in enumerate(order) if pick in list(kept)[usual:]], :-1] = False
+    worth[choice, range(len(choice))] = True
     apart = [[int(c) for c in choice]]
     for count in search.BANDS:
         parted = np.where(outer[order], bands[order], places[order]) % count == 0
@@ -439,6 +453,8 @@ def _tiling(operation: Operation, grid: npt.NDArray[np.int64], segment_cuts: tup
     rows |= {height, *operation.row_cuts}
     cols = set(_balanced(width, unit_w, gw)) | set(operation.col_cuts)
     parts = set(_balanced(blocks, 1, gb)) | set(segment_cuts)
+    if operation.row_cuts or operation.col_cuts:
+        bands = 1  # cuts more may leave a number of places that bands do not divide
     return Tiling(tuple(sorted(rows)), tuple(sorted(cols)), tuple(sorted(parts)), order, bands=bands)
 
 
