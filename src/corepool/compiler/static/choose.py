@@ -7,7 +7,7 @@ as long as the network gets faster.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import isqrt
 from typing import Any
@@ -33,15 +33,15 @@ THREADS = 2  # compiled code does not hold the interpreter
 ROUNDS = 2  # over all layers; later ones change little
 # Pairs of layers, on the whole card: that many tilings of each are tried with each other. All instructions of a network
 # are priced about five times for each pair, so this is for small ones; the others would take too long.
-MOST_NEAR, FEWEST_NEAR = 32, 26
+MOST_NEAR, FEWEST_NEAR = 20, 26
 PRICED = 20_000_000  # instructions that may be priced, a fifth of them: some seconds
-PAIR_ROUNDS = 3
+PAIR_ROUNDS = 2
 MOST_ASTRAY = 25  # a prediction may be wrong by a 25th: the latency table promises a 20th
 MISLED = 1 << 62
 # On the whole card the device's own clock has the last word on every layer: so many instructions may be clocked, of the
 # layer and of REACH layers around it each time, for at most MOST_CLOCKED tilings, in at most CLOCK_ROUNDS rounds. Only
 # a quarter in networks with MANY_LAYERS, where all else takes longer, and where instructions cost something even then.
-CLOCKED, REACH, MOST_CLOCKED, CLOCK_ROUNDS = 1_600_000, 3, 8, 2
+CLOCKED, REACH, MOST_CLOCKED, CLOCK_ROUNDS = 1_600_000, 3, 5, 2
 MANY_LAYERS = 80
 
 
@@ -83,12 +83,17 @@ def choose(package: ModelPackage, config: HardwareConfig, worth: Bools, plain: B
     most = sum(int(package.tiling_bound[row[0] : row[0] + row[1]].max()) for row in package.layers)
     size = most + MAX_CORES * (2 * len(package.layers) + 1)
     task = _Task(package, config, tables, first, producers, worth, plain, parted, size)
-    known = range(min(MAX_CORES, config.cores), 0, -1)  # what takes longest goes first
-    # Counts that fill their banks, as others begin with what was found for these.
-    full = [n for n in known if n % config.cores_per_bank == 0 and n < config.cores]
+    most_cores = min(MAX_CORES, config.cores)
+    full = [n for n in range(most_cores, 0, -1) if n % config.cores_per_bank == 0]
+    # What takes longest goes first; then counts that fill their banks, as others begin with what was found for these.
+    order = sorted(range(1, most_cores + 1), key=lambda n: (n != most_cores, n not in full, -n))
     with ThreadPoolExecutor(THREADS) as pool:  # each number of cores has a column of its own
-        for part in (full, [n for n in known if n not in full]):
-            list(pool.map(task.choose, part))
+        running: dict[int, Future[None]] = {}
+        for cores in order:
+            before = running.get(cores // config.cores_per_bank * config.cores_per_bank)
+            running[cores] = pool.submit(task.choose, cores, before)
+        for each in running.values():
+            each.result()
     return choice
 
 
@@ -106,11 +111,13 @@ class _Task:
     parted: Int32Array
     size: int  # instructions that a network can have under any choice
 
-    def choose(self, cores: int) -> None:
-        """The tilings for so many cores."""
+    def choose(self, cores: int, before: Future[None] | None = None) -> None:
+        """The tilings for so many cores. ``before``: a search that this one needs the result of; it has begun."""
+        if before is not None:
+            before.result()
         package, config, column = self.package, self.config, self.tables.choice[:, cores - 1]
         price = np.append(machine(config), instruction_cost(len(package.layers)))
-        pairs = min(isqrt(PRICED // int(package.stream_bound[cores - 1])), MOST_NEAR)
+        pairs = isqrt(PRICED // int(package.stream_bound[cores - 1]))
         short = pairs >= FEWEST_NEAR  # streams: there is time to try everything
         tried = np.ascontiguousarray(self.worth[:, cores - 1]) | short
         scratch = self._scratch(cores)
@@ -132,7 +139,7 @@ class _Task:
             cycles = self._measure(cores, predicted, scratch) if len(starts) > 1 else 0
             found.append((cycles, number, column.copy()))
         if cores == config.cores and short:
-            near = np.zeros((2, 2, pairs), np.int64)
+            near = np.zeros((2, 2, min(pairs, MOST_NEAR)), np.int64)
             price[-1] = 0  # short streams: their instructions need not save anything
             column[:] = min(found, key=lambda each: each[:2])[2]
             improve(*common, idle, price, ROUNDS, tried, *scratch)
