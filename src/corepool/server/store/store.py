@@ -368,10 +368,9 @@ class Store:
             return False
 
     def check(self) -> None:
-        """Raise StoreError or StorageFullError unless the store would take something new now. A lost connection is
-        made anew. Nothing is written."""
+        """Raise StoreError unless the store can be written now. A lost connection is made anew. Nothing is written. A
+        full disk is no reason: what needs no room still works."""
         with self.transaction(freeing=True) as transaction:
             transaction.alive()
             self._database.require_writable()
             require_writable(self.folder)
-            self._require_room()
